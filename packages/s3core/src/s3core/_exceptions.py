@@ -1,0 +1,56 @@
+"""The tree of errors: each one an `S3Exception` and, where one fits, the builtin that people already catch.
+
+Every class can be rebuilt from its message alone, because a `DataLoader` worker's error is re-raised in the main
+process as `type(error)(message)`
+(https://github.com/pytorch/pytorch/blob/v2.4.0/torch/_utils.py#L696-L722).
+"""
+
+from __future__ import annotations
+
+
+class S3Exception(Exception):
+    """Something went wrong with S3; the message names the operation, the `s3://bucket/key`, the cause and a remedy."""
+
+
+class NoSuchBucketError(S3Exception, FileNotFoundError):
+    """The bucket does not exist."""
+
+
+class NoSuchKeyError(S3Exception, FileNotFoundError):
+    """The bucket has no object of this key (or version)."""
+
+
+class AccessDeniedError(S3Exception, PermissionError):
+    """The credentials are valid, but not for this."""
+
+
+class CredentialsError(S3Exception, PermissionError):
+    """There are no credentials, or they are wrong or expired."""
+
+
+class ArchivedObjectError(S3Exception, PermissionError):
+    """The object lies in an archive storage class and must be restored before it can be read."""
+
+
+class ObjectChangedError(S3Exception, RuntimeError):
+    """The object was replaced while it was read: its first bytes are of one version and the rest would be of another."""
+
+
+class PreconditionFailedError(S3Exception, RuntimeError):
+    """A condition that the request carried does not hold."""
+
+
+class ThrottledError(S3Exception, ConnectionError):
+    """The store asked to slow down until every attempt was used up."""
+
+
+class S3TimeoutError(S3Exception, TimeoutError):
+    """The store did not answer in time, in every attempt."""
+
+
+class S3ConnectionError(S3Exception, ConnectionError):
+    """The store cannot be reached, or the connection broke in every attempt."""
+
+
+class ConfigError(S3Exception, ValueError):
+    """A setting has a value that cannot work."""
