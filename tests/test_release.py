@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +14,9 @@ CheckTag = Callable[[str, Path], tuple[str, str]]
 
 @pytest.fixture
 def check_tag() -> CheckTag:
-    specification = importlib.util.spec_from_file_location("check_tag", ROOT / ".ci" / "check_tag.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.check_tag
+    names = runpy.run_path(str(ROOT / ".ci" / "check_tag.py"))
+    function: CheckTag = names["check_tag"]
+    return function
 
 
 @pytest.fixture

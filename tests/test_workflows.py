@@ -15,7 +15,8 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def load(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())
+    workflow: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())
+    return workflow
 
 
 def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
