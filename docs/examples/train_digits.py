@@ -188,7 +188,7 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Load
         loss.backward()  # type: ignore[no-untyped-call]  # torch has not annotated it
         optimizer.step()
         bar.update(len(labels))
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return first_batch_seconds or 0.0
 
 
