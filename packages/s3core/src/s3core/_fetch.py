@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from ._config import KiB
@@ -139,8 +138,8 @@ def fetch(
 def changed_error(target: Target) -> ObjectChangedError:
     """The error for an object that was replaced while it was read."""
     return ObjectChangedError(
-        f"GET of {target.uri} failed: the object was replaced while it was being read, so that its parts would be of two "
-        "versions; open it again, or keep objects unchanged while they are read"
+        f"GET of {target.uri} failed: the object was replaced while it was being read, so that its parts would be of "
+        "two versions; open it again, or keep objects unchanged while they are read"
     )
 
 
@@ -189,8 +188,8 @@ def _check_length(target: Target, answer: Answer, came: int) -> None:
 
 def _length_error(target: Target, answer: Answer, cause: str) -> S3Exception:
     return S3ConnectionError(
-        f"GET of {target.uri} failed: the store announced bytes {answer.start} to {answer.end} of the object, but {cause}; "
-        "try again, and suspect a proxy if it happens again"
+        f"GET of {target.uri} failed: the store announced bytes {answer.start} to {answer.end} of the object, but "
+        f"{cause}; try again, and suspect a proxy if it happens again"
     )
 
 
@@ -333,6 +332,8 @@ def _open_rest(runtime: Runtime, target: Target, start: int, end: int, etag: str
 
 
 def _info_of_headers(target: Target, headers: Any, size: int) -> ObjectInfo:
+    from email.utils import parsedate_to_datetime
+
     modified = headers.get("Last-Modified")
     moment: datetime | None = None
     if modified:

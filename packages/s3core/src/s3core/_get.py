@@ -106,7 +106,7 @@ class GetObjectStream:
 
     @property
     def object_info(self) -> ObjectInfo:
-        """What S3 says about the object: as it was given, or else as the first answer says, which is then waited for."""
+        """What S3 says about the object: as given, or as the first answer says, which is then waited for."""
         if self._answer is not None and self._answer.done() and self._answer.exception() is None:
             return self._answer.result()
         if self._hint is not None:
@@ -389,4 +389,3 @@ class GetObjectStream:
         self._position += count
         self._planned = self._position
         return count
-

@@ -197,16 +197,16 @@ class PutObjectStream:
     def _check_process(self) -> None:
         if self._runtime.pid != os.getpid():
             raise S3Exception(
-                f"the upload of {self._target.uri} belongs to process {self._runtime.pid} and cannot be used in its child; "
-                "open one there"
+                f"the upload of {self._target.uri} belongs to process {self._runtime.pid} and cannot be used in its "
+                "child; open one there"
             )
 
     def _check_size(self, more: int) -> None:
         most = MAX_PARTS * self._part_size
         if self._size + more > most:
             raise S3Exception(
-                f"the upload of {self._target.uri} would have more than {MAX_PARTS} parts of {self._part_size} bytes, S3's "
-                f"limit, at {self._size + more} bytes; pass the object's size as size_hint, or raise part_size"
+                f"the upload of {self._target.uri} would have more than {MAX_PARTS} parts of {self._part_size} bytes, "
+                f"S3's limit, at {self._size + more} bytes; pass the object's size as size_hint, or raise part_size"
             )
 
     def _append(self, view: memoryview) -> None:
