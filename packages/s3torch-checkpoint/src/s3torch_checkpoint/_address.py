@@ -22,7 +22,9 @@ def parse_object_uri(uri: str) -> tuple[str, str]:
     """
     bucket, key = parse_s3_uri(uri)
     if not key:
-        raise ValueError(f"{uri!r} names a bucket, not an object; give the checkpoint a key: 's3://{bucket}/my-model.pt'")
+        raise ValueError(
+            f"{uri!r} names a bucket, not an object; give the checkpoint a key: 's3://{bucket}/my-model.pt'"
+        )
     return bucket, key
 
 
