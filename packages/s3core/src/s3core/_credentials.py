@@ -113,14 +113,20 @@ def _call(config: S3ClientConfig) -> Credentials:
     except Exception as error:
         raise CredentialsError(f"S3ClientConfig.credentials raised {type(error).__name__}: {error}") from error
     if not isinstance(answer, Mapping):
-        raise CredentialsError(f"S3ClientConfig.credentials returned a {type(answer).__name__}; it must return a mapping")
+        raise CredentialsError(
+            f"S3ClientConfig.credentials returned a {type(answer).__name__}; it must return a mapping"
+        )
     keys: dict[str, Any] = {name: answer.get(name) for name in ("access_key_id", "secret_access_key")}
     for name, value in keys.items():
         if not isinstance(value, str) or not value:
-            raise CredentialsError(f"S3ClientConfig.credentials returned no {name!r}; it must be a text that is not empty")
+            raise CredentialsError(
+                f"S3ClientConfig.credentials returned no {name!r}; it must be a text that is not empty"
+            )
     expires_at = answer.get("expires_at")
     if expires_at is not None and (not isinstance(expires_at, datetime) or expires_at.tzinfo is None):
-        raise CredentialsError("S3ClientConfig.credentials returned an 'expires_at' that is no datetime with a time zone")
+        raise CredentialsError(
+            "S3ClientConfig.credentials returned an 'expires_at' that is no datetime with a time zone"
+        )
     token = answer.get("session_token") or answer.get("token")
     return Credentials(keys["access_key_id"], keys["secret_access_key"], token, _refresh_time(expires_at))
 

@@ -50,7 +50,10 @@ _BY_CODE: dict[str, tuple[type[S3Exception], str]] = {
     "AllAccessDisabled": (AccessDeniedError, "all access to the bucket is disabled"),
     "AccountProblem": (AccessDeniedError, "the AWS account has a problem that blocks this"),
     "InvalidAccessKeyId": (CredentialsError, "the store does not know this access key; check the credentials"),
-    "SignatureDoesNotMatch": (CredentialsError, "the secret key does not belong to the access key; check the credentials"),
+    "SignatureDoesNotMatch": (
+        CredentialsError,
+        "the secret key does not belong to the access key; check the credentials",
+    ),
     "ExpiredToken": (CredentialsError, "the session token has expired; renew the credentials"),
     "TokenRefreshRequired": (CredentialsError, "the session token must be renewed"),
     "InvalidToken": (CredentialsError, "the session token is not valid; a stale AWS_SESSION_TOKEN may be set"),
@@ -85,7 +88,9 @@ _BY_STATUS: dict[int, tuple[type[S3Exception], str]] = {
 }
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 EXPIRED_CODES = frozenset({"ExpiredToken", "TokenRefreshRequired", "ExpiredTokenException"})
-WRONG_REGION_CODES = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+WRONG_REGION_CODES = frozenset(
+    {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+)
 
 
 def error_for(failure: Failure, operation: str, uri: str) -> S3Exception:

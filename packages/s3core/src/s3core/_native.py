@@ -11,9 +11,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import os
-import shutil
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -39,9 +37,16 @@ def load_native() -> Any:
         S3Exception: No private copy can be made, and this process is a forked child in which the shared one is dead.
     """
     library = _find_library()
-    copy = _copy_to_memory(library) or _copy_to_disk(library)
+    copy = _copy_to_memory(library)
     if copy is not None:
         return _load(copy)
+    copy = _copy_to_disk(library)
+    if copy is not None:
+        try:
+            return _load(copy)
+        finally:
+            os.unlink(copy)  # The mapping keeps the file's contents.
+            os.rmdir(os.path.dirname(copy))
     if _is_forked_child():
         raise S3Exception(
             "s3core cannot load its own copy of obstore in this forked process (neither memfd_create nor an executable "
@@ -70,6 +75,8 @@ def _copy_to_memory(library: Path) -> str | None:
         descriptor = os.memfd_create("s3core-obstore", os.MFD_CLOEXEC)
     except OSError:
         return None
+    import shutil
+
     try:
         with open(library, "rb") as source, open(descriptor, "wb", closefd=False) as target:
             shutil.copyfileobj(source, target, 1 << 20)
@@ -85,6 +92,9 @@ def _copy_to_disk(library: Path) -> str | None:
     """Copy the library to a temporary file that only this process uses, or None where that cannot be loaded."""
     if sys.platform in ("darwin", "win32"):
         return None  # The loader refuses or locks such copies; there the parent uses the library as installed.
+    import shutil
+    import tempfile
+
     try:
         folder = tempfile.mkdtemp(prefix="s3core-")
         copy = Path(folder) / library.name
@@ -115,8 +125,6 @@ def _load(path: str) -> ModuleType:
                 sys.modules.pop(clobbered, None)
             else:
                 sys.modules[clobbered] = previous
-        if path.startswith(tempfile.gettempdir()):
-            shutil.rmtree(Path(path).parent, ignore_errors=True)  # The mapping keeps the inode.
     return module
 
 

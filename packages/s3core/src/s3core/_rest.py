@@ -42,6 +42,7 @@ logger = logging.getLogger("s3core")
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
 _REGION_HEADER = "x-amz-bucket-region"
+_PASSING_CODES = frozenset({"InternalError", "ServiceUnavailable", "SlowDown"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Request:
         body: The body, kept unchanged until the answer is there.
         what: The operation's name for messages; the method if empty.
         stream: Leave the body of a good answer unread.
+        stop: When this is set, no further attempt is made.
     """
 
     method: str
@@ -67,6 +69,7 @@ class Request:
     body: bytes | bytearray | None = None
     what: str = ""
     stream: bool = False
+    stop: threading.Event | None = None
 
     @property
     def operation(self) -> str:
@@ -136,12 +139,13 @@ class RestClient:
             keys = self._runtime.keys()
             try:
                 response = self._send_once(request, address, keys, attempt)
-            except (http.TimeoutError, TimeoutError) as error:
-                if attempt >= attempts:
-                    raise timeout_error(request.operation, request.uri, _words(error), attempts) from error
             except (http.HTTPError, OSError) as error:
                 if attempt >= attempts or _is_hopeless(error):
-                    raise connection_error(request.operation, request.uri, _words(error), attempt) from error
+                    # urllib3 counts a refused connection among the timeouts.
+                    late = isinstance(error, http.TimeoutError | TimeoutError)
+                    late = late and not isinstance(error, http.NewConnectionError)
+                    make = timeout_error if late else connection_error
+                    raise make(request.operation, request.uri, _words(error), attempt) from error
             else:
                 if response.status < 300:
                     return response
@@ -152,7 +156,32 @@ class RestClient:
                     continue
                 if response.status not in RETRIED_STATUSES or attempt >= attempts:
                     raise Refused(failure, request)
-            back_off(attempt)
+            back_off(attempt, request.stop)
+            if request.stop is not None and request.stop.is_set():
+                raise S3Exception(f"{request.operation} of {request.uri} was given up")
+
+    def try_send_whole(self, request: Request) -> bytes:
+        """Send a request that the store may answer with 200 before it finds an error.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
+
+        Returns:
+            The body of a good answer.
+
+        Raises:
+            Refused: The store answered with an error, for good.
+            S3Exception: No answer came.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            body: bytes = self.try_send(request).data
+            if b"<Error" not in body:
+                return body
+            failure = parse_failure(500, body)
+            if attempt >= self._runtime.config.max_attempts or failure.code not in _PASSING_CODES:
+                raise Refused(failure, request)
+            back_off(attempt, request.stop)
 
     def find_region(self, bucket: str) -> str:
         """Ask AWS where a bucket is; every answer says so, an error too.
@@ -267,20 +296,27 @@ class RestClient:
         else:
             parts = urlsplit(proxy)
             if parts.username:
-                options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
+                options["proxy_headers"] = urllib3.make_headers(
+                    proxy_basic_auth=f"{parts.username}:{parts.password or ''}"
+                )
             manager = urllib3.ProxyManager(proxy, **options)
         return manager.connection_from_url(origin)
 
 
-def back_off(attempt: int) -> None:
+def back_off(attempt: int, stop: threading.Event | None = None) -> None:
     """Wait before the next attempt: exponential, with full jitter.
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 
     Args:
         attempt: How many were made.
+        stop: Ends the wait early.
     """
-    time.sleep(random.uniform(0, min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1))))
+    seconds = random.uniform(0, min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1)))
+    if stop is None:
+        time.sleep(seconds)
+    else:
+        stop.wait(seconds)
 
 
 def _sign(method: str, url: str, headers: dict[str, str], keys: Credentials, region: str) -> dict[str, str]:
@@ -292,9 +328,9 @@ def _sign(method: str, url: str, headers: dict[str, str], keys: Credentials, reg
     request = AWSRequest(method=method, url=url, headers=headers)
     request.context["client_config"] = SimpleNamespace(s3={"payload_signing_enabled": False})
     signer: Callable[..., Any] = S3SigV4Auth
-    signer(
-        BotocoreCredentials(keys.access_key_id, keys.secret_access_key, keys.session_token), "s3", region
-    ).add_auth(request)
+    signer(BotocoreCredentials(keys.access_key_id, keys.secret_access_key, keys.session_token), "s3", region).add_auth(
+        request
+    )
     return dict(request.headers.items())
 
 
