@@ -57,6 +57,7 @@ class Request:
         body: The body, kept unchanged until the answer is there.
         what: The operation's name for messages; the method if empty.
         stream: Leave the body of a good answer unread.
+        stop: When this is set, no further attempt is made.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Request:
     body: bytes | bytearray | None = None
     what: str = ""
     stream: bool = False
+    stop: threading.Event | None = None
 
     @property
     def operation(self) -> str:
@@ -136,12 +138,13 @@ class RestClient:
             keys = self._runtime.keys()
             try:
                 response = self._send_once(request, address, keys, attempt)
-            except (http.TimeoutError, TimeoutError) as error:
-                if attempt >= attempts:
-                    raise timeout_error(request.operation, request.uri, _words(error), attempts) from error
             except (http.HTTPError, OSError) as error:
                 if attempt >= attempts or _is_hopeless(error):
-                    raise connection_error(request.operation, request.uri, _words(error), attempt) from error
+                    # urllib3 counts a refused connection among the timeouts.
+                    late = isinstance(error, http.TimeoutError | TimeoutError)
+                    late = late and not isinstance(error, http.NewConnectionError)
+                    make = timeout_error if late else connection_error
+                    raise make(request.operation, request.uri, _words(error), attempt) from error
             else:
                 if response.status < 300:
                     return response
@@ -152,7 +155,9 @@ class RestClient:
                     continue
                 if response.status not in RETRIED_STATUSES or attempt >= attempts:
                     raise Refused(failure, request)
-            back_off(attempt)
+            back_off(attempt, request.stop)
+            if request.stop is not None and request.stop.is_set():
+                raise S3Exception(f"{request.operation} of {request.uri} was given up")
 
     def find_region(self, bucket: str) -> str:
         """Ask AWS where a bucket is; every answer says so, an error too.
@@ -272,15 +277,20 @@ class RestClient:
         return manager.connection_from_url(origin)
 
 
-def back_off(attempt: int) -> None:
+def back_off(attempt: int, stop: threading.Event | None = None) -> None:
     """Wait before the next attempt: exponential, with full jitter.
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 
     Args:
         attempt: How many were made.
+        stop: Ends the wait early.
     """
-    time.sleep(random.uniform(0, min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1))))
+    seconds = random.uniform(0, min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1)))
+    if stop is None:
+        time.sleep(seconds)
+    else:
+        stop.wait(seconds)
 
 
 def _sign(method: str, url: str, headers: dict[str, str], keys: Credentials, region: str) -> dict[str, str]:

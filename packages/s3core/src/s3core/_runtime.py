@@ -42,8 +42,8 @@ class Runtime:
         self.credentials = CredentialSource(settings, inherited_credentials(settings))
         self.rest = RestClient(self)
         self._lock = threading.Lock()
-        self._regions: dict[str, str] = {}
-        self._stores: dict[str, tuple[str, Any]] = {}
+        self._addresses: dict[str, Address] = {}
+        self._stores: dict[str, Any] = {}
 
     def keys(self) -> Credentials | None:
         """The credentials to sign with now; None for unsigned requests."""
@@ -51,36 +51,42 @@ class Runtime:
 
     def address(self, bucket: str) -> Address:
         """Where a bucket is; asks the bucket for its region when nothing else told it."""
-        region = self._regions.get(bucket) or self.settings.region
-        if region is None and not bucket.startswith("arn:"):
-            region = self._regions[bucket] = self.rest.find_region(bucket)
-        return locate(bucket, region or "us-east-1", self.settings.endpoint, self.config.force_path_style)
+        address = self._addresses.get(bucket)
+        if address is None:
+            region = self.settings.region
+            if region is None and not bucket.startswith("arn:"):
+                region = self.rest.find_region(bucket)
+            address = self._addresses[bucket] = self._locate(bucket, region or "us-east-1")
+        return address
 
     def correct_region(self, bucket: str, region: str) -> bool:
         """Take over the region that the store itself named for a bucket, and say whether that is news."""
         with self._lock:
-            if (self._regions.get(bucket) or self.settings.region) == region:
+            if self.address(bucket).region == region:
                 return False
-            self._regions[bucket] = region
-            logger.info("s3://%s is in the region %s; using that from now on", bucket, region)
-            return True
+            self._addresses[bucket] = self._locate(bucket, region)
+            self._stores.pop(bucket, None)
+        logger.info("s3://%s is in the region %s; using that from now on", bucket, region)
+        return True
 
     def store(self, bucket: str) -> Any:
         """The native store of a bucket, made once; its credentials refresh by themselves."""
-        address = self.address(bucket)
-        known = self._stores.get(bucket)
-        if known is not None and known[0] == address.region:
-            return known[1]
-        with self._lock:
-            known = self._stores.get(bucket)
-            if known is None or known[0] != address.region:
-                known = self._stores[bucket] = (address.region, self._make_store(address))
-            return known[1]
+        store = self._stores.get(bucket)
+        if store is None:
+            address = self.address(bucket)
+            with self._lock:
+                store = self._stores.get(bucket)
+                if store is None:
+                    store = self._stores[bucket] = self._make_store(address)
+        return store
 
     def drop_store(self, bucket: str) -> None:
         """Have a bucket's store made anew, with credentials asked for anew."""
         with self._lock:
             self._stores.pop(bucket, None)
+
+    def _locate(self, bucket: str, region: str) -> Address:
+        return locate(bucket, region, self.settings.endpoint, self.config.force_path_style)
 
     def _make_store(self, address: Address) -> Any:
         """Build a store with every option that obstore would otherwise take from the environment set here."""

