@@ -111,7 +111,7 @@ def _after(
     sources: list[Iterator[S3Object]] = [iter(matching[bisect.bisect_right(matching, after, key=_key) :])]
     for folder in generated:
         first, end = _indices(folder, prefix, after)
-        sources.append(folder[index] for index in range(first, end))
+        sources.append(map(folder.__getitem__, range(first, end)))
     return heapq.merge(*sources, key=_key)
 
 
