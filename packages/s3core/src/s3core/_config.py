@@ -112,7 +112,9 @@ class S3ClientConfig:
         self._check_network()
         self._check_encryption()
         _check_match("storage_class", self.storage_class, _STORAGE_CLASS, "a storage class such as 'STANDARD'")
-        _check_match("expected_bucket_owner", self.expected_bucket_owner, re.compile(r"\d{12}"), "a 12-digit account id")
+        _check_match(
+            "expected_bucket_owner", self.expected_bucket_owner, re.compile(r"\d{12}"), "a 12-digit account id"
+        )
         _check_choice("upload_checksum", self.upload_checksum, UPLOAD_CHECKSUMS)
         _check_match("user_agent_suffix", self.user_agent_suffix, _PRINTABLE, "printable ASCII text")
 
@@ -160,7 +162,9 @@ class S3ClientConfig:
         }
         chosen = [name for name, given in ways.items() if given]
         if len(chosen) > 1:
-            raise _refusal(chosen[1], "given", f"left out when {chosen[0]} is given: there is one way to sign a request")
+            raise _refusal(
+                chosen[1], "given", f"left out when {chosen[0]} is given: there is one way to sign a request"
+            )
 
     def _check_network(self) -> None:
         for name in ("connect_timeout", "read_timeout"):

@@ -1,0 +1,97 @@
+"""The host and path under which a bucket is reached."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+from ._exceptions import ConfigError
+
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html: only such names fit into a host name.
+_DNS_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+_ACCESS_POINT = re.compile(r"arn:([^:]+):s3:([a-z0-9-]+):(\d{12}):accesspoint[:/]([a-z0-9-]+)")
+# https://docs.aws.amazon.com/general/latest/gr/rande.html and botocore's partitions: what region names begin with.
+_SUFFIXES = {
+    "cn-": "amazonaws.com.cn",
+    "us-iso-": "c2s.ic.gov",
+    "us-isob-": "sc2s.sgov.gov",
+    "eusc-": "amazonaws.eu",
+}
+# Unreserved characters of RFC 3986, and the slash: what a signed S3 path leaves as it is.
+_SAFE = "/-_.~"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a bucket is.
+
+    Args:
+        bucket: The bucket as the user names it.
+        region: Region for the signature.
+        origin: Scheme, host and port of the requests.
+        path: What stands before `/key` in the path: empty, or `/bucket`.
+        host_is_bucket: Whether the bucket is in the host name.
+    """
+
+    bucket: str
+    region: str
+    origin: str
+    path: str
+    host_is_bucket: bool
+
+    def url(self, key: str = "") -> str:
+        """The URL of a key, percent-encoded so that the key arrives byte for byte."""
+        return f"{self.origin}{self.path}/{quote(key, safe=_SAFE)}"
+
+
+def locate(bucket: str, region: str, endpoint: str | None, force_path_style: bool | None) -> Address:
+    """Find a bucket's address.
+
+    Args:
+        bucket: The bucket or an access point's ARN.
+        region: The bucket's region.
+        endpoint: URL of an S3-compatible store; None for AWS.
+        force_path_style: As in the config.
+
+    Returns:
+        The address.
+
+    Raises:
+        ConfigError: The bucket is of a kind that s3core does not speak to.
+    """
+    if bucket.startswith("arn:"):
+        return _locate_access_point(bucket, endpoint)
+    if bucket.endswith("--x-s3"):
+        raise ConfigError(
+            f"s3://{bucket} is a directory bucket (S3 Express One Zone), which needs session credentials that "
+            "s3core does not request; use a general purpose bucket"
+        )
+    base = endpoint or f"https://s3.{region}.{_suffix(region)}"
+    parts = urlsplit(base)
+    path_style = force_path_style if force_path_style is not None else endpoint is not None
+    # A bucket with dots does not match AWS's wildcard certificate.
+    if not path_style and _DNS_BUCKET.fullmatch(bucket):
+        return Address(bucket, region, f"{parts.scheme}://{bucket}.{parts.netloc}", parts.path, True)
+    return Address(bucket, region, f"{parts.scheme}://{parts.netloc}", f"{parts.path}/{bucket}", False)
+
+
+def _locate_access_point(arn: str, endpoint: str | None) -> Address:
+    """https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-points-naming.html."""
+    match = _ACCESS_POINT.fullmatch(arn)
+    if match is None:
+        raise ConfigError(
+            f"{arn!r} is not the ARN of an S3 access point in a region, such as "
+            "'arn:aws:s3:eu-west-1:123456789012:accesspoint/name'; multi-region, Outposts and Object Lambda access "
+            "points are not supported"
+        )
+    if endpoint is not None:
+        raise ConfigError(
+            f"{arn!r} is an access point of AWS, which the endpoint {endpoint!r} does not know; use a bucket"
+        )
+    _, region, account, name = match.groups()
+    return Address(arn, region, f"https://{name}-{account}.s3-accesspoint.{region}.{_suffix(region)}", "", True)
+
+
+def _suffix(region: str) -> str:
+    return next((suffix for start, suffix in _SUFFIXES.items() if region.startswith(start)), "amazonaws.com")

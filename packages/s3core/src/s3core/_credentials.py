@@ -1,0 +1,168 @@
+"""Credentials: explicit keys, a callable, or the whole AWS chain; fresh when they are asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ._config import S3ClientConfig
+from ._exceptions import CredentialsError, S3Exception
+from ._process import remember_credentials
+from ._settings import Settings, open_session
+
+_EARLY = timedelta(minutes=5)
+# Where the source does not tell the expiry: ask again this often; the chain answers from memory while it is valid.
+_RECHECK = timedelta(minutes=5)
+_SHORTEST = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """One set of keys.
+
+    Args:
+        access_key_id: The public half.
+        secret_access_key: The secret half.
+        session_token: The token of temporary keys.
+        refresh_at: When to ask for new ones, five minutes before they expire; None for keys that do not expire.
+    """
+
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    refresh_at: datetime | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for new ones."""
+        return self.refresh_at is not None and datetime.now(UTC) >= self.refresh_at
+
+
+class CredentialSource:
+    """The credentials of one runtime; safe to ask from many threads.
+
+    Args:
+        settings: Whose config and profile decide where they come from.
+        inherited: Keys that the parent process had resolved: used until they are due, so that a forked worker neither
+            reads files nor asks the network at its start.
+    """
+
+    def __init__(self, settings: Settings, inherited: Credentials | None = None) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._current = inherited
+        self._fetch: Callable[[], Credentials] | None = None
+
+    @property
+    def current(self) -> Credentials | None:
+        """What was resolved last, for children to start from."""
+        return self._current
+
+    def get(self) -> Credentials | None:
+        """The credentials to sign with, or None for unsigned requests.
+
+        Raises:
+            CredentialsError: There are none, or they cannot be refreshed.
+        """
+        if self._settings.config.unsigned:
+            return None
+        current = self._current
+        if current is not None and not current.is_due:
+            return current
+        with self._lock:
+            current = self._current
+            if current is None or current.is_due:
+                if self._fetch is None:
+                    self._fetch = _choose(self._settings)
+                current = self._current = self._fetch()
+                remember_credentials(self._settings, current)
+            return current
+
+    def renew(self, refused: Credentials) -> bool:
+        """Fetch anew after the store refused credentials as expired, and say whether others came."""
+        config = self._settings.config
+        if config.unsigned or config.access_key_id is not None:
+            return False
+        with self._lock:
+            if self._current is refused or self._current is None:
+                self._fetch = _choose(self._settings)
+                self._current = self._fetch()
+                remember_credentials(self._settings, self._current)
+            return self._current != refused
+
+
+def _choose(settings: Settings) -> Callable[[], Credentials]:
+    config = settings.config
+    if config.access_key_id is not None and config.secret_access_key is not None:
+        explicit = Credentials(config.access_key_id, config.secret_access_key, config.session_token)
+        return lambda: explicit
+    if config.credentials is not None:
+        return lambda: _call(config)
+    return _chain(settings)
+
+
+def _call(config: S3ClientConfig) -> Credentials:
+    assert config.credentials is not None
+    try:
+        answer = config.credentials()
+    except S3Exception:
+        raise
+    except Exception as error:
+        raise CredentialsError(f"S3ClientConfig.credentials raised {type(error).__name__}: {error}") from error
+    if not isinstance(answer, Mapping):
+        raise CredentialsError(
+            f"S3ClientConfig.credentials returned a {type(answer).__name__}; it must return a mapping"
+        )
+    keys: dict[str, Any] = {name: answer.get(name) for name in ("access_key_id", "secret_access_key")}
+    for name, value in keys.items():
+        if not isinstance(value, str) or not value:
+            raise CredentialsError(
+                f"S3ClientConfig.credentials returned no {name!r}; it must be a text that is not empty"
+            )
+    expires_at = answer.get("expires_at")
+    if expires_at is not None and (not isinstance(expires_at, datetime) or expires_at.tzinfo is None):
+        raise CredentialsError(
+            "S3ClientConfig.credentials returned an 'expires_at' that is no datetime with a time zone"
+        )
+    token = answer.get("session_token") or answer.get("token")
+    return Credentials(keys["access_key_id"], keys["secret_access_key"], token, _refresh_time(expires_at))
+
+
+def _chain(settings: Settings) -> Callable[[], Credentials]:
+    import botocore.exceptions
+
+    failures = (botocore.exceptions.BotoCoreError, OSError, ValueError)
+    try:
+        source = open_session(settings.profile).get_credentials()
+    except failures as error:
+        raise CredentialsError(f"the AWS credential chain failed: {error}") from error
+    if source is None:
+        raise CredentialsError(
+            "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a profile "
+            "(S3ClientConfig(profile=…)), or read a public bucket with S3ClientConfig(unsigned=True)"
+        )
+
+    def fetch() -> Credentials:
+        try:
+            frozen = source.get_frozen_credentials()
+        except failures as error:
+            raise CredentialsError(f"the AWS credentials could not be refreshed: {error}") from error
+        if not frozen.access_key or not frozen.secret_key:
+            raise CredentialsError("the AWS credential chain gave no keys; check the profile and the environment")
+        # Keys from the environment or a file do not expire and have no refresh of their own.
+        refresh_at = None
+        if hasattr(source, "refresh_needed"):
+            # botocore names the time only here; without it, ask again soon.
+            refresh_at = _refresh_time(getattr(source, "_expiry_time", None)) or datetime.now(UTC) + _RECHECK
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token or None, refresh_at)
+
+    return fetch
+
+
+def _refresh_time(expires_at: datetime | None) -> datetime | None:
+    if expires_at is None:
+        return None
+    return max(expires_at - _EARLY, datetime.now(UTC) + _SHORTEST)

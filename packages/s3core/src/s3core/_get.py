@@ -1,0 +1,391 @@
+"""`GetObjectStream`: one object, or a range of it, by parallel ranged GETs."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ._exceptions import S3Exception
+from ._fetch import Stopped, Target, fetch
+from ._info import ObjectInfo
+from ._memory import Destination, Slot
+from ._plan import FIRST_RANGE, WINDOW_PARTS, next_range_size, next_window
+from ._pool import wait_for
+from ._ranges import fill_range
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+
+@dataclass(slots=True)
+class _Part:
+    """A range in flight.
+
+    Args:
+        start: First byte.
+        end: One past the last byte that was asked for.
+        data: The future of its bytes.
+        charge: Bytes taken from the client's budget for it.
+    """
+
+    start: int
+    end: int
+    data: Future[Any]
+    charge: int
+
+
+class _Wish:
+    """Whether a stream's bytes are still wanted; apart from the stream, so that its tasks do not keep it alive."""
+
+    __slots__ = ("over",)
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def __call__(self) -> bool:
+        return not self.over
+
+
+class GetObjectStream:
+    """The bytes of an object in order; made by `S3Client.get_object`.
+
+    Nothing is sent before the first use. The first request is a ranged GET whose answer tells size and ETag; all later
+    ranges ask for that ETag (`If-Match`), so that the bytes are of one version or there is an error. Iterating gives
+    chunks through a window of ranges that starts small and grows while the reader keeps up; `read_into` and `read_all`
+    put parallel ranges straight into place. Use it from one thread at a time.
+
+    A stream that a process inherited by fork is unusable there and raises; open a new one.
+
+    Example:
+        >>> with client.get_object("bucket", "images/0001.jpg") as stream:  # doctest: +SKIP
+        ...     data = stream.read_all()
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        target: Target,
+        *,
+        object_info: ObjectInfo | None = None,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> None:
+        if start is not None and start < 0:
+            raise ValueError(f"start of {target.uri} is {start}; it must be at least 0")
+        if end is not None and end < (start or 0):
+            raise ValueError(f"end of {target.uri} is {end}, which is before its start {start or 0}")
+        self._runtime = runtime
+        self._target = target
+        self._limit = end
+        # What was said before the first answer is only a hint: the object may have been replaced since.
+        self._hint = object_info
+        self._answer: Future[ObjectInfo] | None = None
+        self._position = self._planned = start or 0
+        self._rest: memoryview | None = None
+        self._parts: deque[_Part] = deque()
+        self._window_size = max(1, min(WINDOW_PARTS, runtime.config.concurrency)) * runtime.config.part_size
+        self._parts_ahead = 1
+        self._range_size = 0
+        self._chunks = 0
+        self._wish = _Wish()
+        self._closed = False
+
+    @property
+    def bucket(self) -> str:
+        """The bucket."""
+        return self._target.bucket
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        return self._target.key
+
+    @property
+    def object_info(self) -> ObjectInfo:
+        """What S3 says about the object: as given, or as the first answer says, which is then waited for."""
+        if self._answer is not None and self._answer.done() and self._answer.exception() is None:
+            return self._answer.result()
+        if self._hint is not None:
+            return self._hint
+        return self._confirmed()
+
+    @property
+    def window(self) -> int:
+        """The most bytes that iterating holds ahead of the reader; 16 parts unless it is set."""
+        return self._window_size
+
+    @window.setter
+    def window(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"window of {self._target.uri} is {size}; it must be a number of bytes of at least 1")
+        self._window_size = size
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._closed
+
+    def tell(self) -> int:
+        """The offset in the object of the next byte to come."""
+        return self._position
+
+    def prefetch(self) -> None:
+        """Send the first request without waiting for it.
+
+        It asks for the whole object where that fits into one part, as far as the size is known, and otherwise for the
+        first part.
+        """
+        self._check_usable()
+        if self._answer is None:
+            remaining = self._hinted_remaining()
+            part_size = self._runtime.config.part_size
+            self._submit_first(part_size if remaining is None else min(part_size, remaining))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        """The next chunk, as a buffer of at least one byte."""
+        self._check_usable()
+        if self._rest is not None:
+            chunk, self._rest = self._rest, None
+            self._position += len(chunk)
+            return chunk
+        data = self._next_part()
+        if len(data) == 0:
+            raise StopIteration
+        self._position += len(data)
+        self._chunks += 1
+        if self._chunks > 1:
+            # The reader came back for more: now it pays to read ahead, while it works on this chunk.
+            self._parts_ahead = next_window(self._parts_ahead, self._runtime.config.concurrency)
+            self._top_up()
+        return data
+
+    def read_into(self, buffer: Any) -> int:
+        """Fill a buffer from the current position, by parallel ranges straight into place.
+
+        Args:
+            buffer: A writable C-contiguous buffer.
+
+        Returns:
+            How many bytes were written: the buffer's length, or fewer at the object's end.
+
+        Raises:
+            TypeError: The buffer is not writable or not contiguous.
+            S3Exception: A request failed; no byte is written to the buffer after that.
+        """
+        self._check_usable()
+        destination = Destination.of_buffer(buffer)
+        filled = self._drain_into(destination, 0)
+        if filled < destination.size:
+            filled += self._fill(destination, filled)
+        return filled
+
+    def read_all(self) -> bytes:
+        """Read everything that is left.
+
+        Returns:
+            The bytes, filled in place: they are held once.
+
+        Raises:
+            S3Exception: A request failed.
+        """
+        self._check_usable()
+        if self._rest is None and not self._parts and self._answer is None:
+            self.prefetch()
+        end = self._end()
+        size = max(0, end - self._position)
+        if self._rest is None and len(self._parts) == 1 and self._parts[0].end >= end:
+            data = self._next_part()
+            self._position += len(data)
+            return data if isinstance(data, bytes) else bytes(memoryview(data))
+        destination, data = Destination.of_new_bytes(size)
+        if self._drain_into(destination, 0) < size:
+            self._fill(destination, self._position - (end - size))
+        return data
+
+    def close(self) -> None:
+        """Stop the transfers and free what was read ahead; harmless when called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wish.over = True
+        self._rest = None
+        if self._runtime.pid == os.getpid():
+            while self._parts:
+                self._release(self._parts.popleft())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A stream that failed in its constructor has no `_closed`.
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"the stream of {self._target.uri} cannot be pickled; pickle the client and open it again")
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ValueError(f"the stream of {self._target.uri} is closed")
+        if self._runtime.pid != os.getpid():
+            raise S3Exception(
+                f"the stream of {self._target.uri} was opened in process {self._runtime.pid} and cannot be used in its "
+                "child; open it again there"
+            )
+
+    def _hinted_remaining(self) -> int | None:
+        """How many bytes are left, as far as is known before the first answer; at least 1, since a request must ask."""
+        if self._hint is not None:
+            end = self._hint.size if self._limit is None else min(self._hint.size, self._limit)
+        elif self._limit is not None:
+            end = self._limit
+        else:
+            return None
+        return max(1, end - self._planned)
+
+    def _submit_first(self, size: int, slot: Slot | None = None) -> _Part | None:
+        """Send the request whose answer tells size and ETag; None where an empty range asks for nothing."""
+        answer: Future[ObjectInfo] = Future()
+        self._answer = answer
+        if self._limit is not None:
+            size = min(size, self._limit - self._planned)
+            if size <= 0:
+                answer.set_result(self._hint or ObjectInfo(self.key, self._limit))
+                return None
+        return self._submit(size, slot=slot, answer=answer)
+
+    def _submit(self, size: int, *, slot: Slot | None = None, answer: Future[ObjectInfo] | None = None) -> _Part:
+        """Send the next range; it joins the window unless its bytes go to a slot."""
+        start, end = self._planned, self._planned + size
+        etag = wait_for(self._answer).etag if answer is None and self._answer is not None else None
+        runtime, target, wish = self._runtime, self._target, self._wish
+
+        def task() -> Any:
+            try:
+                on_answer = answer.set_result if answer is not None else None
+                return fetch(runtime, target, start, end, etag=etag, slot=slot, wanted=wish, on_answer=on_answer)
+            except BaseException as error:
+                if answer is not None and not answer.done():
+                    answer.set_exception(error)
+                raise
+
+        part = _Part(start, end, runtime.pool.submit(task), 0 if slot is not None else size)
+        self._planned = end
+        if slot is None:
+            if answer is not None:
+                runtime.budget.take(size)
+            self._parts.append(part)
+        return part
+
+    def _confirmed(self) -> ObjectInfo:
+        """What the first answer says."""
+        self._check_usable()
+        if self._answer is None:
+            self._submit_first(self._first_size())
+        assert self._answer is not None
+        return wait_for(self._answer)
+
+    def _first_size(self) -> int:
+        """Size of the first range when a reader may want only a little: all of a small object, a bit of a large one."""
+        remaining = self._hinted_remaining()
+        if remaining is None:
+            return 4 * FIRST_RANGE
+        return remaining if remaining <= self._runtime.config.part_size else FIRST_RANGE
+
+    def _end(self) -> int:
+        size = self._confirmed().size
+        return size if self._limit is None else min(size, self._limit)
+
+    def _top_up(self) -> None:
+        """Send further ranges, as far as window and memory allow; one in any case."""
+        end = self._end()
+        budget = self._runtime.budget
+        while self._planned < end and len(self._parts) < self._parts_ahead:
+            size = min(next_range_size(self._range_size, self._runtime.config.part_size), end - self._planned)
+            if not self._parts:
+                size = min(size, self._window_size)
+                budget.take(size)
+            elif self._planned + size - self._position > self._window_size or not budget.try_take(size):
+                return
+            self._range_size = size
+            self._submit(size)
+
+    def _next_part(self) -> Any:
+        """Wait for the next range in order; empty at the end."""
+        if self._answer is None:
+            self._submit_first(self._first_size())
+        if not self._parts:
+            self._top_up()
+        if not self._parts:
+            return b""
+        part = self._parts.popleft()
+        try:
+            return wait_for(part.data)
+        except Stopped:
+            raise ValueError(f"the stream of {self._target.uri} was closed while it was being read") from None
+        finally:
+            self._release(part)
+
+    def _release(self, part: _Part) -> None:
+        self._runtime.budget.give_back(part.charge)
+
+    def _drain_into(self, destination: Destination, filled: int) -> int:
+        """Copy what was read ahead."""
+        while filled < destination.size and (self._rest is not None or self._parts):
+            data = self._rest if self._rest is not None else self._next_part()
+            self._rest = None
+            view = memoryview(data).cast("B")
+            count = min(len(view), destination.size - filled)
+            if count:
+                destination.slot(filled, filled + count).write(view[:count])
+            if count < len(view):
+                self._rest = view[count:]
+            filled += count
+            self._position += count
+            if not len(view):
+                break
+        return filled
+
+    def _fill(self, destination: Destination, filled: int) -> int:
+        """Fill the destination from the current position on, when nothing read ahead is left."""
+        self._planned = self._position
+        wanted = destination.size - filled
+        first: tuple[_Part, Slot] | None = None
+        try:
+            if self._answer is None:
+                size = min(self._runtime.config.part_size, wanted)
+                if self._limit is not None:
+                    size = min(size, max(0, self._limit - self._position))
+                slot = destination.slot(filled, filled + size)
+                part = self._submit_first(size, slot)
+                first = (part, slot) if part is not None else None
+            # Only the head of the first answer is waited for: the other ranges go out while its body still comes.
+            count = max(0, min(wanted, self._end() - self._position))
+            ahead = self._planned - self._position
+            if count > ahead:
+                etag = self._confirmed().etag
+                begin = self._planned
+                fill_range(
+                    self._runtime, self._target, begin, self._position + count, destination, filled + ahead, etag
+                )
+            if first is not None:
+                wait_for(first[0].data)
+        except BaseException:
+            if first is not None:
+                first[1].close()
+            raise
+        self._position += count
+        self._planned = self._position
+        return count

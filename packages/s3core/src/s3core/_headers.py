@@ -1,0 +1,93 @@
+"""The headers that writes and reads carry beside their signature: encryption, storage class, metadata, checksums."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from ._config import S3ClientConfig
+from ._exceptions import ConfigError
+
+_CUSTOMER_KEY = "x-amz-server-side-encryption-customer-"
+_COPY_SOURCE_KEY = "x-amz-copy-source-server-side-encryption-customer-"
+
+
+def customer_key_headers(config: S3ClientConfig, *, for_copy_source: bool = False) -> dict[str, str]:
+    """The key of SSE-C, which every request for the object's bytes carries.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/ServerSideEncryptionCustomerKeys.html
+    """
+    if config.sse_customer_key is None:
+        return {}
+    start = _COPY_SOURCE_KEY if for_copy_source else _CUSTOMER_KEY
+    key = config.customer_key_bytes
+    return {
+        f"{start}algorithm": "AES256",
+        f"{start}key": base64.b64encode(key).decode(),
+        f"{start}key-MD5": base64.b64encode(hashlib.md5(key, usedforsecurity=False).digest()).decode(),
+    }
+
+
+def creation_headers(
+    config: S3ClientConfig, storage_class: str | None = None, metadata: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What the request that creates an object says about it (PutObject, CreateMultipartUpload, CopyObject).
+
+    Args:
+        config: Encryption and the default storage class.
+        storage_class: Storage class of this object.
+        metadata: User metadata, without the `x-amz-meta-` prefix.
+
+    Raises:
+        ConfigError: A metadata entry cannot travel in a header.
+    """
+    headers = customer_key_headers(config)
+    if config.sse is not None and config.sse != "SSE-C":
+        headers["x-amz-server-side-encryption"] = config.sse
+    if config.sse_kms_key_id is not None:
+        headers["x-amz-server-side-encryption-aws-kms-key-id"] = config.sse_kms_key_id
+    if config.sse_bucket_key_enabled:
+        headers["x-amz-server-side-encryption-bucket-key-enabled"] = "true"
+    if storage_class or config.storage_class:
+        headers["x-amz-storage-class"] = storage_class or config.storage_class or ""
+    for name, value in (metadata or {}).items():
+        if not (isinstance(name, str) and name.replace("-", "").replace("_", "").isalnum() and name.isascii()):
+            raise ConfigError(f"metadata has the name {name!r}; it must be letters, digits, hyphens and underscores")
+        if not (isinstance(value, str) and value.isascii() and value.isprintable()):
+            raise ConfigError(f"metadata {name!r} is {value!r}; it must be printable ASCII text")
+        headers[f"x-amz-meta-{name}"] = value
+    return headers
+
+
+def checksum_of(data: bytes | bytearray, algorithm: str | None) -> str | None:
+    """The checksum of a body in base64, or None when uploads carry none."""
+    if algorithm is None:
+        return None
+    if algorithm == "SHA256":
+        return base64.b64encode(hashlib.sha256(data).digest()).decode()
+    return base64.b64encode(_crc64nvme(data).to_bytes(8, "big")).decode()
+
+
+def checksum_headers(algorithm: str | None, checksum: str | None) -> dict[str, str]:
+    """The headers by which the store verifies a body.
+
+    Ceph looks at a checksum only when the algorithm is named as well.
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
+    """
+    if algorithm is None or checksum is None:
+        return {}
+    return {f"x-amz-checksum-{algorithm.lower()}": checksum, "x-amz-sdk-checksum-algorithm": algorithm}
+
+
+def _crc64nvme(data: bytes | bytearray) -> int:
+    global _model
+    if _model is None:
+        import anycrc
+
+        _model = anycrc.Model("CRC64-NVME")
+    return int(_model.calc(data))
+
+
+_model: Any = None

@@ -1,0 +1,344 @@
+"""One multipart upload: created, filled part by part, and then completed or aborted, never left behind.
+
+The upload id stays in our hands, so that an abort hits this upload and no other of the same key, and is sent only when
+none of its parts is on its way any more: S3 lets parts in flight survive an abort
+(https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html).
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ._exceptions import S3Exception
+from ._fetch import Target, head
+from ._headers import checksum_headers, checksum_of, customer_key_headers
+from ._pool import wait_for
+from ._rest import Refused, Request
+from ._xml import Document, completion_document
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+logger = logging.getLogger("s3core")
+
+_SLICE_SECONDS = 0.5
+_ABORT_ROUNDS = 3
+
+
+class _State(Enum):
+    OPEN = "open"
+    COMPLETING = "completing"
+    ABORTING = "aborting"
+    DONE = "done"
+
+
+class MultipartUpload:
+    """A multipart upload of one object.
+
+    Args:
+        runtime: The client.
+        target: Where the object goes.
+        headers: What describes the object.
+        checksum: Algorithm of the parts' checksums; None for none.
+    """
+
+    def __init__(self, runtime: Runtime, target: Target, headers: dict[str, str], checksum: str | None) -> None:
+        self._runtime = runtime
+        self._target = target
+        self._headers = headers
+        self._checksum = checksum
+        self._id = ""
+        self._parts: dict[int, tuple[str, str | None]] = {}
+        self._error: BaseException | None = None
+        self._uncertain = False
+        self._in_flight = 0
+        self._state = _State.OPEN
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """How many parts are on their way."""
+        return self._in_flight
+
+    def create(self) -> None:
+        """Begin the upload.
+
+        Raises:
+            S3Exception: The store refused.
+        """
+        headers = dict(self._headers)
+        if self._checksum is not None:
+            headers["x-amz-checksum-algorithm"] = self._checksum
+            if self._checksum == "CRC64NVME":
+                headers["x-amz-checksum-type"] = "FULL_OBJECT"
+        request = self._request("POST", {"uploads": ""}, headers=headers, what="start of the upload")
+
+        def task() -> None:
+            try:
+                answer = Document(self._runtime.rest.send(request).data, f"start of the upload of {self._target.uri}")
+                upload_id = answer.text("UploadId")
+                if not upload_id:
+                    raise S3Exception(f"start of the upload of {self._target.uri} failed: the store sent no upload id")
+                self._id = upload_id
+                self._runtime.process.watch(self)
+            finally:
+                self._leave()
+
+        # In the pool: when the caller is interrupted, the answer still comes in, and the upload is aborted then.
+        self._enter()
+        wait_for(self._runtime.pool.submit(task))
+
+    def submit_part(self, number: int, body: bytes | bytearray, on_done: Callable[[], None]) -> None:
+        """Send a part from the pool.
+
+        Args:
+            number: Its number, from 1.
+            body: Its bytes, unchanged until `on_done` is called.
+            on_done: Called when the body is no longer needed, whatever became of it.
+        """
+
+        def send() -> None:
+            try:
+                checksum = checksum_of(body, self._checksum)
+                headers = {**checksum_headers(self._checksum, checksum), **customer_key_headers(self._runtime.config)}
+                query = {"partNumber": str(number), "uploadId": self._id}
+                request = self._request("PUT", query, headers=headers, body=body, what=f"upload of part {number}")
+                etag = self._runtime.rest.send(request).headers.get("ETag")
+                if not etag:
+                    raise S3Exception(f"upload of part {number} of {self._target.uri} failed: the store sent no ETag")
+                self._parts[number] = (etag, checksum)
+            finally:
+                on_done()
+
+        self._submit(send, on_done)
+
+    def submit_copy(self, number: int, headers: dict[str, str]) -> None:
+        """Have the store copy a range of another object as a part.
+
+        Args:
+            number: Its number, from 1.
+            headers: Name the source and its range.
+        """
+
+        def send() -> None:
+            what = f"copy of part {number}"
+            query = {"partNumber": str(number), "uploadId": self._id}
+            headers.update(customer_key_headers(self._runtime.config))
+            try:
+                body = self._runtime.rest.try_send_whole(self._request("PUT", query, headers=headers, what=what))
+            except Refused as refused:
+                raise refused.translated() from None
+            etag = Document(body, f"{what} of {self._target.uri}").text("ETag")
+            if not etag:
+                raise S3Exception(f"{what} of {self._target.uri} failed: the store sent no ETag")
+            self._parts[number] = (etag, None)
+
+        self._submit(send, lambda: None)
+
+    def raise_error(self) -> None:
+        """Raise what went wrong with a part so far.
+
+        Raises:
+            BaseException: The first part's error.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._state in (_State.ABORTING, _State.DONE):
+            raise S3Exception(f"the upload of {self._target.uri} was aborted")
+
+    def wait_below(self, count: int) -> None:
+        """Wait until fewer than `count` parts are on their way.
+
+        Raises:
+            BaseException: A part failed meanwhile.
+        """
+        with self._changed:
+            while self._in_flight >= count and self._error is None and self._state is _State.OPEN:
+                self._changed.wait(_SLICE_SECONDS)
+        self.raise_error()
+
+    def complete(self, size: int) -> None:
+        """Make the object visible, when all parts have arrived.
+
+        Args:
+            size: The object's length in bytes.
+
+        Raises:
+            S3Exception: A part failed or the store refused; abort the upload then.
+        """
+        self.wait_below(1)
+        with self._changed:
+            self.raise_error()
+            self._state = _State.COMPLETING
+
+        def task() -> None:
+            done = False
+            try:
+                self._send_completion(size)
+                done = True
+            finally:
+                with self._changed:
+                    self._state = _State.DONE if done else _State.OPEN
+                    self._changed.notify_all()
+                if done:
+                    self._runtime.process.forget(self)
+
+        wait_for(self._runtime.pool.submit(task))
+
+    def abort(self, timeout: float = 30.0) -> None:
+        """Give the upload up, and wait until the store has forgotten it.
+
+        Args:
+            timeout: Seconds to wait; after that the abort goes on in the background, until the process ends at most.
+        """
+        if self._begin_abort():
+            self._send_abort()
+        self.finish(timeout)
+
+    def abandon(self) -> None:
+        """Give the upload up without waiting; safe in a destructor."""
+        if self._begin_abort():
+            self._runtime.pool.submit(self._send_abort)
+
+    def finish(self, timeout: float) -> None:
+        """Wait until the upload is completed or aborted.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while self._state is not _State.DONE and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left, _SLICE_SECONDS))
+
+    def _begin_abort(self) -> bool:
+        """Mark the upload as given up; say whether the caller is the one to send the abort."""
+        with self._changed:
+            while self._state is _State.COMPLETING:
+                # What the store makes of the completion decides: the object is whole, or the upload is still there.
+                if not self._changed.wait(_SLICE_SECONDS):
+                    return False
+            if self._state is not _State.OPEN:
+                return False
+            self._state = _State.ABORTING
+            self._stop.set()
+            self._changed.notify_all()
+            return self._in_flight == 0
+
+    def _enter(self) -> None:
+        with self._changed:
+            self._in_flight += 1
+
+    def _leave(self) -> None:
+        """A request is over; the last one of an upload that was given up sends the abort."""
+        with self._changed:
+            self._in_flight -= 1
+            last = self._in_flight == 0 and self._state is _State.ABORTING
+            self._changed.notify_all()
+        if last:
+            self._send_abort()
+
+    def _submit(self, send: Callable[[], None], on_skip: Callable[[], None]) -> None:
+        def task() -> None:
+            try:
+                if self._state is _State.OPEN and self._error is None:
+                    send()
+                else:
+                    on_skip()
+            except BaseException as error:
+                self._uncertain = True
+                if self._error is None:
+                    self._error = error
+            finally:
+                self._leave()
+
+        self._enter()
+        self._runtime.pool.submit(task)
+
+    def _request(
+        self,
+        method: str,
+        query: dict[str, str],
+        *,
+        headers: dict[str, str] | None = None,
+        body: bytes | bytearray | None = None,
+        what: str = "",
+    ) -> Request:
+        target = self._target
+        return Request(
+            method, target.bucket, target.key, query=query, headers=headers or {}, body=body, what=what, stop=self._stop
+        )
+
+    def _send_completion(self, size: int) -> None:
+        rows = [(number, etag, checksum) for number, (etag, checksum) in sorted(self._parts.items())]
+        headers = {"Content-Type": "application/xml", **customer_key_headers(self._runtime.config)}
+        what = "completion of the upload"
+        request = self._request(
+            "POST", {"uploadId": self._id}, headers=headers, body=completion_document(rows, self._checksum), what=what
+        )
+        try:
+            self._runtime.rest.try_send_whole(request)
+        except Refused as refused:
+            # An answer that was lost makes the second attempt find no upload: look whether the object is ours.
+            if refused.failure.code == "NoSuchUpload" and self._is_completed(size):
+                return
+            raise refused.translated() from None
+
+    def _is_completed(self, size: int) -> bool:
+        """Whether the object in place is the one of these parts: its ETag is made of theirs."""
+        try:
+            digests = b"".join(binascii.unhexlify(etag.strip('"')) for _, (etag, _) in sorted(self._parts.items()))
+            info = head(self._runtime, self._target)
+        except (binascii.Error, ValueError, S3Exception):
+            return False
+        expected = f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"'
+        return info.size == size and info.etag == expected
+
+    def _send_abort(self) -> None:
+        try:
+            if self._id:
+                self._abort_for_good()
+        except Exception as error:
+            logger.warning(
+                "the multipart upload %s of %s could not be aborted (%s): its parts are kept and billed until a "
+                "lifecycle rule (AbortIncompleteMultipartUpload) removes them",
+                self._id,
+                self._target.uri,
+                error,
+            )
+        finally:
+            with self._changed:
+                self._state = _State.DONE
+                self._changed.notify_all()
+            self._runtime.process.forget(self)
+
+    def _abort_for_good(self) -> None:
+        target, query = self._target, {"uploadId": self._id}
+        for _ in range(_ABORT_ROUNDS):
+            try:
+                self._runtime.rest.try_send(
+                    Request("DELETE", target.bucket, target.key, query=query, what="abort of the upload")
+                )
+            except Refused as refused:
+                if refused.failure.status != 404:
+                    raise refused.translated() from None
+                return
+            if not self._uncertain or not self._has_parts():
+                return
+
+    def _has_parts(self) -> bool:
+        """Whether a part whose answer never came has arrived after the abort."""
+        query = {"uploadId": self._id, "max-parts": "1"}
+        try:
+            self._runtime.rest.try_send(Request("GET", self._target.bucket, self._target.key, query=query))
+        except Refused:
+            return False
+        return True

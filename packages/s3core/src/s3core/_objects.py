@@ -1,0 +1,127 @@
+"""What is done to whole objects in single requests: copy and delete."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from ._errors import Failure, error_for
+from ._exceptions import NoSuchKeyError
+from ._fetch import Target, head
+from ._headers import creation_headers, customer_key_headers
+from ._multipart import MultipartUpload
+from ._plan import MAX_COPY_SIZE, plan_part_size, split_range
+from ._pool import wait_for
+from ._rest import Refused, Request
+from ._uri import uri_of
+from ._xml import Document, deletion_document, fits_xml
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+_DELETED_AT_ONCE = 1000
+_COPY_PART_SIZE = 512 * 2**20
+
+
+def delete_object(runtime: Runtime, bucket: str, key: str) -> None:
+    """Delete one object; one that is not there is deleted already."""
+    try:
+        runtime.rest.send(Request("DELETE", bucket, key))
+    except NoSuchKeyError:
+        pass  # S3 answers 204; some stores answer 404.
+
+
+def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
+    """Delete many objects, a thousand per request, the requests in parallel.
+
+    Raises:
+        S3Exception: Some could not be deleted; the message names the first and counts the others.
+    """
+    rest: list[str] = []
+
+    def sendable() -> Iterable[str]:
+        for key in keys:
+            if fits_xml(key):
+                yield key
+            else:
+                rest.append(key)  # XML cannot carry the key; a request of its own can.
+
+    iterator = iter(sendable())
+    jobs = []
+    while chunk := list(islice(iterator, _DELETED_AT_ONCE)):
+        jobs.append(runtime.pool.submit(_delete_chunk, runtime, bucket, chunk))
+    jobs.extend(runtime.pool.submit(_delete_one, runtime, bucket, key) for key in rest)
+    failures = [failure for job in jobs for failure in wait_for(job)]
+    if failures:
+        key, failure = failures[0]
+        error = error_for(failure, "DELETE", uri_of(bucket, key))
+        if len(failures) > 1:
+            error = type(error)(f"{error}; {len(failures) - 1} more of s3://{bucket} could not be deleted either")
+        raise error
+
+
+def copy_object(runtime: Runtime, source: Target, target: Target) -> None:
+    """Copy inside the store, without the bytes passing through here; in parts above 5 GiB.
+
+    Raises:
+        S3Exception: The copy failed; the target is as it was.
+    """
+    info = head(runtime, source)
+    config = runtime.config
+    headers = {"x-amz-copy-source": f"{quote(source.bucket, safe='')}/{quote(source.key, safe='/-_.~')}"}
+    if source.version_id:
+        headers["x-amz-copy-source"] += f"?versionId={source.version_id}"
+    if info.etag:
+        # The object that was measured is the one that is copied.
+        headers["x-amz-copy-source-if-match"] = info.etag
+    headers.update(customer_key_headers(config, for_copy_source=True))
+    if info.size <= MAX_COPY_SIZE:
+        request = Request(
+            "PUT", target.bucket, target.key, headers={**headers, **creation_headers(config)}, what="COPY"
+        )
+        try:
+            runtime.rest.try_send_whole(request)
+        except Refused as refused:
+            raise refused.translated() from None
+        return
+    part_size = plan_part_size(_COPY_PART_SIZE, info.size)
+    upload = MultipartUpload(runtime, target, creation_headers(config), checksum=None)
+    upload.create()
+    try:
+        for number, (start, end) in enumerate(split_range(0, info.size, part_size), 1):
+            upload.submit_copy(number, {**headers, "x-amz-copy-source-range": f"bytes={start}-{end - 1}"})
+        upload.complete(info.size)
+    except BaseException:
+        upload.abort()
+        raise
+
+
+def _delete_one(runtime: Runtime, bucket: str, key: str) -> list[tuple[str, Failure]]:
+    delete_object(runtime, bucket, key)
+    return []
+
+
+def _delete_chunk(runtime: Runtime, bucket: str, keys: list[str]) -> list[tuple[str, Failure]]:
+    body = deletion_document(keys)
+    digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+    request = Request(
+        "POST",
+        bucket,
+        query={"delete": ""},
+        headers={"Content-MD5": digest, "Content-Type": "application/xml"},
+        body=body,
+        what="DELETE",
+    )
+    answer = runtime.rest.send(request).data
+    if not answer.strip():
+        return []
+    failures = [
+        (row.get("Key", ""), Failure(200, row.get("Code", ""), row.get("Message", "")))
+        for row in Document(answer, f"DELETE of {len(keys)} objects of s3://{bucket}").children("Error")
+    ]
+    return [(key, failure) for key, failure in failures if failure.code != "NoSuchKey"]

@@ -1,0 +1,109 @@
+"""A pool of daemon threads for blocking calls into the network.
+
+`concurrent.futures.ThreadPoolExecutor` joins its threads at exit, so that Ctrl-C waits for transfers; these threads are
+never joined. Tasks are single requests that wait for nothing but the network, so that tasks never wait for each other.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Waiting in slices lets a signal's handler run also where a lock cannot be interrupted (Windows).
+_SLICE_SECONDS = 0.5
+
+
+class Pool:
+    """Threads that start when they are needed, up to `size`, and end when the pool is dropped.
+
+    Args:
+        size: The most threads, and so the most requests in flight.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        weakref.finalize(self, _stop, self._queue, self._threads).atexit = False
+
+    def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a call on one of the threads.
+
+        Args:
+            call: What to run.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The future of its result.
+        """
+        future: Future[T] = Future()
+
+        def task() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = call(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._queue.put(task)
+        if not self._idle.acquire(blocking=False):
+            self._add_thread()
+        return future
+
+    def _add_thread(self) -> None:
+        with self._lock:
+            if len(self._threads) < self.size:
+                thread = threading.Thread(
+                    target=_work, args=(self._queue, self._idle), name=f"s3core-{len(self._threads)}", daemon=True
+                )
+                thread.start()
+                self._threads.append(thread)
+
+
+def wait_for(future: Future[T]) -> T:
+    """Wait for a future in such a way that Ctrl-C is seen.
+
+    Args:
+        future: The future of a task of a pool.
+
+    Returns:
+        Its result.
+
+    Raises:
+        BaseException: The task's own error.
+    """
+    while not future.done():
+        try:
+            future.exception(timeout=_SLICE_SECONDS)
+        except TimeoutError:
+            continue
+    return future.result()
+
+
+def _work(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
+    # No reference to the pool: its end is what ends this loop.
+    while True:
+        task = queue.get()
+        if task is None:
+            return
+        task()
+        del task
+        idle.release()
+
+
+def _stop(queue: SimpleQueue[Any], threads: list[threading.Thread]) -> None:
+    for _ in threads:
+        queue.put(None)

@@ -1,0 +1,286 @@
+"""`PutObjectStream`: an object that becomes visible, whole, by a clean `close()` and by nothing else."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ._exceptions import S3Exception
+from ._fetch import Target
+from ._headers import checksum_headers, checksum_of, creation_headers
+from ._memory import Destination
+from ._multipart import MultipartUpload
+from ._plan import MAX_PARTS, plan_part_size, plan_parts_in_flight
+from ._pool import wait_for
+from ._rest import Request
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+# How long an interrupted `with` block waits for the abort before it goes on in the background.
+_INTERRUPT_SECONDS = 0.5
+
+
+class PutObjectStream:
+    """The bytes of a new object; made by `S3Client.put_object`.
+
+    `write` copies what it is given, so that the caller may reuse its buffer at once. What fits into one part is sent by
+    `close()` in one request; more becomes a multipart upload, with parts in parallel and memory bounded. Only a clean
+    `close()` makes the object visible: an exception in the `with` block, `abort()`, a stream that is dropped and the
+    exit of the interpreter all leave the old object as it was, and no upload behind. (A process that is killed leaves
+    its upload to a lifecycle rule.)
+
+    It may be used from several threads. A process that inherited it by fork can do nothing with it.
+
+    Example:
+        >>> with client.put_object("bucket", "result.bin") as stream:  # doctest: +SKIP
+        ...     stream.write(b"all or nothing")
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        target: Target,
+        *,
+        storage_class: str | None = None,
+        size_hint: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        config = runtime.config
+        self._closed = True  # Until the arguments have passed.
+        self._runtime = runtime
+        self._target = target
+        self._part_size = plan_part_size(config.part_size, size_hint)
+        self._most_in_flight = plan_parts_in_flight(self._part_size, config.concurrency, config.memory_limit)
+        self._headers = creation_headers(config, storage_class, metadata)
+        self._checksum = config.upload_checksum
+        self._lock = threading.Lock()
+        self._upload: MultipartUpload | None = None
+        self._buffer = bytearray()
+        self._filled = 0
+        self._free: SimpleQueue[bytearray] = SimpleQueue()
+        self._charge = 0
+        self._number = 0
+        self._size = 0
+        self._error: BaseException | None = None
+        self._aborted = False
+        self._closed = False
+
+    @property
+    def bucket(self) -> str:
+        """The bucket."""
+        return self._target.bucket
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        return self._target.key
+
+    @property
+    def closed(self) -> bool:
+        """Whether the stream takes no more bytes."""
+        return self._closed
+
+    def tell(self) -> int:
+        """How many bytes were written."""
+        return self._size
+
+    def write(self, data: Any) -> int:
+        """Append bytes; they are copied before this returns.
+
+        Args:
+            data: Any buffer: `bytes`, `bytearray`, a `memoryview` of any layout, an array, a tensor's memory.
+
+        Returns:
+            The number of bytes.
+
+        Raises:
+            TypeError: `data` is no buffer.
+            ValueError: The stream is closed.
+            S3Exception: A part could not be uploaded; the upload is aborted, the old object is as it was.
+        """
+        view = _flat(data)
+        with self._lock:
+            self._check_open()
+            try:
+                self._check_size(len(view))
+                self._append(view)
+            except BaseException as error:
+                self._fail(error)
+                raise
+        return len(view)
+
+    def close(self) -> None:
+        """Complete the upload: from here on the object is visible. Harmless when called again.
+
+        Raises:
+            S3Exception: The upload failed, now or in an earlier `write`; the old object is as it was.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._check_process()
+            if self._error is not None:
+                self._closed = True
+                raise S3Exception(
+                    f"the upload of {self._target.uri} was aborted because a write had failed before: {self._error}"
+                ) from self._error
+            if self._aborted:
+                self._closed = True
+                return
+            try:
+                self._finish()
+            except BaseException as error:
+                self._fail(error)
+                raise
+            finally:
+                self._closed = True
+                self._drop_buffers()
+
+    def abort(self) -> None:
+        """Give the object up: the old one stays, and no upload is left behind. Harmless when called again."""
+        self._abort(timeout=30.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            # Ctrl-C wants to be through at once; the abort then goes on in the background.
+            self._abort(timeout=30.0 if isinstance(error, Exception) else _INTERRUPT_SECONDS)
+
+    def __del__(self) -> None:
+        if not self._closed and self._runtime.pid == os.getpid() and self._upload is not None:
+            self._upload.abandon()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"the upload of {self._target.uri} cannot be pickled; open one in the other process")
+
+    def _abort(self, timeout: float) -> None:
+        # Without the lock, which a `write` in another thread may hold while it waits for the network.
+        if self._closed or self._aborted or self._runtime.pid != os.getpid():
+            return
+        self._aborted = True
+        if self._upload is not None:
+            self._upload.abort(timeout)
+        with self._lock:
+            self._closed = True
+            self._drop_buffers()
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        if self._upload is not None:
+            self._upload.abort(30.0 if isinstance(error, Exception) else _INTERRUPT_SECONDS)
+        self._drop_buffers()
+
+    def _drop_buffers(self) -> None:
+        self._buffer = bytearray()
+        self._free = SimpleQueue()
+        self._runtime.budget.give_back(self._charge)
+        self._charge = 0
+
+    def _check_open(self) -> None:
+        if self._closed or self._aborted:
+            raise ValueError(f"the upload of {self._target.uri} is closed")
+        self._check_process()
+        if self._error is not None:
+            raise S3Exception(f"the upload of {self._target.uri} failed before: {self._error}") from self._error
+
+    def _check_process(self) -> None:
+        if self._runtime.pid != os.getpid():
+            raise S3Exception(
+                f"the upload of {self._target.uri} belongs to process {self._runtime.pid} and cannot be used in its "
+                "child; open one there"
+            )
+
+    def _check_size(self, more: int) -> None:
+        most = MAX_PARTS * self._part_size
+        if self._size + more > most:
+            raise S3Exception(
+                f"the upload of {self._target.uri} would have more than {MAX_PARTS} parts of {self._part_size} bytes, "
+                f"S3's limit, at {self._size + more} bytes; pass the object's size as size_hint, or raise part_size"
+            )
+
+    def _append(self, view: memoryview) -> None:
+        offset = 0
+        while offset < len(view):
+            if self._filled == self._part_size:
+                self._send_part()
+                self._buffer = self._take_buffer()
+            count = min(len(view) - offset, self._part_size - self._filled)
+            piece = view[offset : offset + count]
+            if len(self._buffer) == self._part_size:
+                Destination.of_buffer(self._buffer).slot(self._filled, self._filled + count).write(piece)
+            else:
+                self._buffer += piece  # The first part grows, so that a small object costs little memory.
+            self._filled += count
+            self._size += count
+            offset += count
+
+    def _send_part(self) -> None:
+        """Hand the full buffer, or the last one, to the pool."""
+        if self._upload is None:
+            upload = MultipartUpload(self._runtime, self._target, self._headers, self._checksum)
+            self._upload = upload
+            upload.create()
+            self._charge = self._part_size
+            self._runtime.budget.take(self._charge)
+        upload = self._upload
+        buffer, free = self._buffer, self._free
+        if self._filled < len(buffer):
+            del buffer[self._filled :]
+        self._number += 1
+        self._buffer, self._filled = bytearray(), 0
+        upload.submit_part(self._number, buffer, lambda: free.put(buffer))
+
+    def _take_buffer(self) -> bytearray:
+        """A buffer of one part: a used one, a new one within the bounds, or the next that becomes free."""
+        assert self._upload is not None
+        self._upload.raise_error()
+        try:
+            return self._free.get_nowait()
+        except Empty:
+            pass
+        in_flight = self._upload.in_flight
+        if in_flight < self._most_in_flight and (in_flight == 0 or self._runtime.budget.try_take(self._part_size)):
+            if in_flight:
+                self._charge += self._part_size
+            return bytearray(self._part_size)
+        while True:
+            self._upload.wait_below(in_flight)
+            try:
+                return self._free.get_nowait()
+            except Empty:
+                in_flight = max(1, self._upload.in_flight)
+
+    def _finish(self) -> None:
+        if self._upload is None:
+            self._put_at_once()
+            return
+        if self._filled:
+            self._send_part()
+        self._upload.complete(self._size)
+
+    def _put_at_once(self) -> None:
+        body = bytes(self._buffer)
+        headers = {**self._headers, **checksum_headers(self._checksum, checksum_of(body, self._checksum))}
+        request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body)
+        wait_for(self._runtime.pool.submit(self._runtime.rest.send, request))
+
+
+def _flat(data: Any) -> memoryview:
+    """A buffer's bytes in a row; only a layout with gaps is copied for it."""
+    if isinstance(data, str):
+        raise TypeError("an object is made of bytes, got str; encode it first")
+    view = memoryview(data)
+    if view.nbytes == 0:
+        return memoryview(b"")
+    return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())

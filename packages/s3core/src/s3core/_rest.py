@@ -1,0 +1,347 @@
+"""Signed S3 requests of our own: for every write, for listings, and for keys that obstore cannot say.
+
+The requests go through urllib3, are signed by botocore's pure Python signer, and carry no more than is written here:
+no environment variable or config file changes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from ._address import Address
+from ._credentials import Credentials
+from ._errors import (
+    EXPIRED_CODES,
+    RETRIED_STATUSES,
+    WRONG_REGION_CODES,
+    Failure,
+    connection_error,
+    error_for,
+    parse_failure,
+    timeout_error,
+)
+from ._exceptions import S3ConnectionError, S3Exception
+from ._settings import proxy_for
+from ._uri import uri_of
+
+if TYPE_CHECKING:
+    import urllib3
+
+    from ._runtime import Runtime
+
+logger = logging.getLogger("s3core")
+
+_FIRST_BACKOFF_SECONDS = 0.1
+_LONGEST_BACKOFF_SECONDS = 10.0
+_REGION_HEADER = "x-amz-bucket-region"
+_PASSING_CODES = frozenset({"InternalError", "ServiceUnavailable", "SlowDown"})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One S3 request.
+
+    Args:
+        method: HTTP method.
+        bucket: The bucket.
+        key: The key; empty for requests to the bucket.
+        query: Query parameters, unescaped.
+        headers: Headers beside those of the signature.
+        body: The body, kept unchanged until the answer is there.
+        what: The operation's name for messages; the method if empty.
+        stream: Leave the body of a good answer unread.
+        stop: When this is set, no further attempt is made.
+    """
+
+    method: str
+    bucket: str
+    key: str = ""
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | bytearray | None = None
+    what: str = ""
+    stream: bool = False
+    stop: threading.Event | None = None
+
+    @property
+    def operation(self) -> str:
+        """The name for messages."""
+        return self.what or self.method
+
+    @property
+    def uri(self) -> str:
+        """The `s3://bucket/key` for messages."""
+        return uri_of(self.bucket, self.key)
+
+
+class Refused(Exception):
+    """The store answered with an error; callers that know what to do about one catch it, the others translate it."""
+
+    def __init__(self, failure: Failure, request: Request) -> None:
+        super().__init__(f"{failure.status} {failure.code}")
+        self.failure = failure
+        self.request = request
+
+    def translated(self) -> S3Exception:
+        """The error to raise to the user."""
+        return error_for(self.failure, self.request.operation, self.request.uri)
+
+
+class RestClient:
+    """Sends requests, with retries, renewed credentials and corrected regions.
+
+    Args:
+        runtime: Whose settings, credentials and addresses to use.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = threading.Lock()
+        self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
+
+    def send(self, request: Request) -> urllib3.BaseHTTPResponse:
+        """Send a request and translate an error answer.
+
+        Returns:
+            The answer, its body read unless the request says `stream`.
+
+        Raises:
+            S3Exception: It failed in every attempt.
+        """
+        try:
+            return self.try_send(request)
+        except Refused as refused:
+            raise refused.translated() from None
+
+    def try_send(self, request: Request) -> urllib3.BaseHTTPResponse:
+        """Send a request and leave an error answer to the caller.
+
+        Raises:
+            Refused: The store answered with an error, for good.
+            S3Exception: No answer came.
+        """
+        import urllib3.exceptions as http
+
+        attempts = self._runtime.config.max_attempts
+        corrections = 2  # One new region, one new set of credentials.
+        attempt = 0
+        while True:
+            attempt += 1
+            address = self._runtime.address(request.bucket)
+            keys = self._runtime.keys()
+            try:
+                response = self._send_once(request, address, keys, attempt)
+            except (http.HTTPError, OSError) as error:
+                if attempt >= attempts or _is_hopeless(error):
+                    # urllib3 counts a refused connection among the timeouts.
+                    late = isinstance(error, http.TimeoutError | TimeoutError)
+                    late = late and not isinstance(error, http.NewConnectionError)
+                    make = timeout_error if late else connection_error
+                    raise make(request.operation, request.uri, _words(error), attempt) from error
+            else:
+                if response.status < 300:
+                    return response
+                failure = parse_failure(response.status, response.data, response.headers.get(_REGION_HEADER))
+                if corrections and self._correct(request, failure, keys):
+                    corrections -= 1
+                    attempt -= 1
+                    continue
+                if response.status not in RETRIED_STATUSES or attempt >= attempts:
+                    raise Refused(failure, request)
+            back_off(attempt, request.stop)
+            if request.stop is not None and request.stop.is_set():
+                raise S3Exception(f"{request.operation} of {request.uri} was given up")
+
+    def try_send_whole(self, request: Request) -> bytes:
+        """Send a request that the store may answer with 200 before it finds an error.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
+
+        Returns:
+            The body of a good answer.
+
+        Raises:
+            Refused: The store answered with an error, for good.
+            S3Exception: No answer came.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            body: bytes = self.try_send(request).data
+            if b"<Error" not in body:
+                return body
+            failure = parse_failure(500, body)
+            if attempt >= self._runtime.config.max_attempts or failure.code not in _PASSING_CODES:
+                raise Refused(failure, request)
+            back_off(attempt, request.stop)
+
+    def find_region(self, bucket: str) -> str:
+        """Ask AWS where a bucket is; every answer says so, an error too.
+
+        Args:
+            bucket: The bucket's name.
+
+        Raises:
+            S3Exception: AWS cannot be reached, or names no region.
+        """
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html: the header comes without permission too.
+        import urllib3.exceptions as http
+
+        url = f"https://s3.us-east-1.amazonaws.com/{quote(bucket)}"
+        try:
+            response = self._pool(url).urlopen(
+                "HEAD", f"/{quote(bucket)}", headers={"User-Agent": self._runtime.settings.user_agent}, redirect=False
+            )
+        except (http.HTTPError, OSError) as error:
+            raise S3ConnectionError(
+                f"the region of s3://{bucket} is unknown and AWS cannot be asked ({_words(error)}); "
+                "set region, AWS_REGION or, for a store that is not AWS, endpoint"
+            ) from error
+        region = response.headers.get(_REGION_HEADER)
+        if region is None:
+            raise error_for(Failure(response.status), "HEAD", uri_of(bucket))
+        return region
+
+    def _correct(self, request: Request, failure: Failure, keys: Credentials | None) -> bool:
+        """Mend what made the store refuse, where that can be: say whether to send again at once."""
+        if failure.code in EXPIRED_CODES and keys is not None:
+            return self._runtime.credentials.renew(keys)
+        wrong_region = failure.code in WRONG_REGION_CODES or failure.status in (301, 307)
+        if failure.region and (wrong_region or (failure.status == 400 and request.method == "HEAD")):
+            return self._runtime.correct_region(request.bucket, failure.region)
+        return False
+
+    def _send_once(
+        self, request: Request, address: Address, keys: Credentials | None, attempt: int
+    ) -> urllib3.BaseHTTPResponse:
+        url = address.url(request.key)
+        if request.query:
+            url += "?" + "&".join(f"{quote(k, safe='-_.~')}={quote(v, safe='-_.~')}" for k, v in request.query.items())
+        headers = self._headers(request)
+        if keys is not None:
+            headers = _sign(request.method, url, headers, keys, address.region)
+        parts = urlsplit(url)
+        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        started = time.perf_counter()
+        status: int | str = "no answer"
+        try:
+            response = self._pool(url).urlopen(
+                request.method,
+                target,
+                body=request.body,  # type: ignore[arg-type]  # urllib3's types leave out bytearray, which it sends.
+                headers=headers,
+                retries=False,
+                redirect=False,
+                preload_content=not request.stream,
+                decode_content=False,
+            )
+            if request.stream and response.status >= 300:
+                response.read()
+                response.release_conn()
+            status = response.status
+            return response
+        finally:
+            logger.debug(
+                "%s %s attempt %d: %s in %.1f ms",
+                request.operation,
+                request.uri,
+                attempt,
+                status,
+                1000 * (time.perf_counter() - started),
+            )
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        config = self._runtime.config
+        headers = {"User-Agent": self._runtime.settings.user_agent}
+        if config.requester_pays:
+            headers["x-amz-request-payer"] = "requester"
+        if config.expected_bucket_owner is not None:
+            headers["x-amz-expected-bucket-owner"] = config.expected_bucket_owner
+        if request.body is None and request.method in ("PUT", "POST"):
+            headers["Content-Length"] = "0"
+        headers.update(request.headers)
+        return headers
+
+    def _pool(self, url: str) -> urllib3.HTTPConnectionPool:
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        with self._lock:
+            pool = self._pools.get(origin)
+            if pool is None:
+                pool = self._pools[origin] = self._make_pool(origin)
+            return pool
+
+    def _make_pool(self, origin: str) -> urllib3.HTTPConnectionPool:
+        import urllib3
+
+        config = self._runtime.config
+        options: dict[str, Any] = {
+            "maxsize": config.concurrency,
+            "timeout": urllib3.Timeout(connect=config.connect_timeout, read=config.read_timeout),
+        }
+        if self._runtime.settings.ca_bundle is not None:
+            options["ca_certs"] = self._runtime.settings.ca_bundle
+        proxy = proxy_for(origin, config)
+        manager: urllib3.PoolManager
+        if proxy is None:
+            manager = urllib3.PoolManager(**options)
+        else:
+            parts = urlsplit(proxy)
+            if parts.username:
+                options["proxy_headers"] = urllib3.make_headers(
+                    proxy_basic_auth=f"{parts.username}:{parts.password or ''}"
+                )
+            manager = urllib3.ProxyManager(proxy, **options)
+        return manager.connection_from_url(origin)
+
+
+def back_off(attempt: int, stop: threading.Event | None = None) -> None:
+    """Wait before the next attempt: exponential, with full jitter.
+
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+
+    Args:
+        attempt: How many were made.
+        stop: Ends the wait early.
+    """
+    seconds = random.uniform(0, min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1)))
+    if stop is None:
+        time.sleep(seconds)
+    else:
+        stop.wait(seconds)
+
+
+def _sign(method: str, url: str, headers: dict[str, str], keys: Credentials, region: str) -> dict[str, str]:
+    """Add the headers of Signature Version 4; the payload is covered by its checksum, not by the signature."""
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials as BotocoreCredentials
+
+    request = AWSRequest(method=method, url=url, headers=headers)
+    request.context["client_config"] = SimpleNamespace(s3={"payload_signing_enabled": False})
+    signer: Callable[..., Any] = S3SigV4Auth
+    signer(BotocoreCredentials(keys.access_key_id, keys.secret_access_key, keys.session_token), "s3", region).add_auth(
+        request
+    )
+    return dict(request.headers.items())
+
+
+def _is_hopeless(error: BaseException) -> bool:
+    """Whether another attempt cannot help: the certificate is refused, the host has no address."""
+    import urllib3.exceptions as http
+
+    return isinstance(error, http.SSLError | http.LocationValueError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
+def _words(error: BaseException) -> str:
+    """The reason without object addresses."""
+    text = str(error)
+    return text.partition(">: ")[2] or text.partition(": ")[2] or text or type(error).__name__

@@ -1,0 +1,180 @@
+"""What clients of equal settings share in one process: threads, connections, stores, credentials, the memory bound."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from ._address import Address, locate
+from ._budget import ByteBudget
+from ._credentials import Credentials, CredentialSource
+from ._pool import Pool
+from ._process import inherited_credentials, process
+from ._settings import Settings, proxy_for
+
+logger = logging.getLogger("s3core")
+
+# Directly connected hosts: reqwest takes proxies from the environment unless it is given one, so it is given this one,
+# together with an exclusion for the only host that the store talks to.
+_NO_PROXY = "http://proxy.invalid"
+
+
+class Runtime:
+    """The live half of a client. Make it through `runtime_for`.
+
+    Args:
+        settings: What the clients have in common.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        from ._rest import RestClient
+
+        self.settings = settings
+        self.process = process()
+        self.pid = self.process.pid
+        self.config = settings.config
+        self.pool = Pool(settings.config.concurrency)
+        self.budget = ByteBudget(settings.config.memory_limit)
+        self.credentials = CredentialSource(settings, inherited_credentials(settings))
+        self.rest = RestClient(self)
+        self._lock = threading.Lock()
+        self._addresses: dict[str, Address] = {}
+        self._stores: dict[str, Any] = {}
+
+    def keys(self) -> Credentials | None:
+        """The credentials to sign with now; None for unsigned requests."""
+        return self.credentials.get()
+
+    def address(self, bucket: str) -> Address:
+        """Where a bucket is; asks the bucket for its region when nothing else told it."""
+        address = self._addresses.get(bucket)
+        if address is None:
+            region = self.settings.region
+            if region is None and not bucket.startswith("arn:"):
+                region = self.rest.find_region(bucket)
+            address = self._addresses[bucket] = self._locate(bucket, region or "us-east-1")
+        return address
+
+    def correct_region(self, bucket: str, region: str) -> bool:
+        """Take over the region that the store itself named for a bucket, and say whether that is news."""
+        with self._lock:
+            if self.address(bucket).region == region:
+                return False
+            self._addresses[bucket] = self._locate(bucket, region)
+            self._stores.pop(bucket, None)
+        logger.info("s3://%s is in the region %s; using that from now on", bucket, region)
+        return True
+
+    def store(self, bucket: str) -> Any:
+        """The native store of a bucket, made once; its credentials refresh by themselves."""
+        store = self._stores.get(bucket)
+        if store is None:
+            address = self.address(bucket)
+            with self._lock:
+                store = self._stores.get(bucket)
+                if store is None:
+                    store = self._stores[bucket] = self._make_store(address)
+        return store
+
+    def drop_store(self, bucket: str) -> None:
+        """Have a bucket's store made anew, with credentials asked for anew."""
+        with self._lock:
+            self._stores.pop(bucket, None)
+
+    def _locate(self, bucket: str, region: str) -> Address:
+        return locate(bucket, region, self.settings.endpoint, self.config.force_path_style)
+
+    def _make_store(self, address: Address) -> Any:
+        """Build a store with every option that obstore would otherwise take from the environment set here."""
+        config = self.config
+        proxy = proxy_for(address.origin, config)
+        host = address.origin.partition("://")[2].rpartition(":")[0].strip("[]") or address.origin.partition("://")[2]
+        client: dict[str, Any] = {
+            "allow_http": address.origin.startswith("http://"),
+            "allow_invalid_certificates": False,
+            "connect_timeout": timedelta(seconds=config.connect_timeout),
+            "read_timeout": timedelta(seconds=config.read_timeout),
+            # Spans the whole body, so it must be long: a stalled body is what `read_timeout` is for.
+            "timeout": timedelta(hours=1),
+            "pool_max_idle_per_host": str(config.concurrency),
+            "pool_idle_timeout": timedelta(seconds=30),
+            "http1_only": True,
+            "user_agent": self.settings.user_agent,
+            "proxy_url": proxy or _NO_PROXY,
+        }
+        if proxy is None:
+            client["proxy_excludes"] = host
+        if self.settings.ca_bundle is not None:
+            with open(self.settings.ca_bundle, "rb") as file:
+                client["root_certificate"] = file.read()
+        headers = {}
+        if config.expected_bucket_owner is not None:
+            headers["x-amz-expected-bucket-owner"] = config.expected_bucket_owner
+        if headers:
+            client["default_headers"] = headers
+        # With the bucket in `endpoint`, the bucket's own address stands for both styles.
+        endpoint = address.origin + (
+            address.path if address.host_is_bucket else address.path[: -len(address.bucket) - 1]
+        )
+        store: dict[str, Any] = {
+            "region": address.region,
+            "endpoint": endpoint,
+            "aws_endpoint_url_s3": endpoint,
+            "virtual_hosted_style_request": address.host_is_bucket,
+            "skip_signature": config.unsigned,
+            "unsigned_payload": True,
+            "request_payer": config.requester_pays,
+            "s3_express": False,
+            "imdsv1_fallback": False,
+            "client_options": client,
+            "retry_config": {
+                "max_retries": config.max_attempts - 1,
+                "retry_timeout": timedelta(hours=1),
+                "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 2},
+            },
+        }
+        if config.sse_customer_key is not None:
+            store["aws_server_side_encryption"] = "sse-c"
+            store["aws_sse_customer_key_base64"] = base64.b64encode(config.customer_key_bytes).decode()
+        if not config.unsigned:
+            self.keys()  # Missing credentials are an error of ours, raised here and not within a native call.
+            store["credential_provider"] = _native_keys(self.credentials)
+        bucket = address.bucket if not address.bucket.startswith("arn:") else "access-point"
+        return self.process.native._store.S3Store(bucket, **store)
+
+
+def _native_keys(credentials: CredentialSource) -> Callable[[], dict[str, Any]]:
+    """obstore's view of the credentials: it asks again at `expires_at`.
+
+    It holds the source and not the runtime, which the native store would otherwise keep alive for ever.
+    """
+
+    def provide() -> dict[str, Any]:
+        keys = credentials.get()
+        assert keys is not None, "an unsigned store has no provider"
+        return {
+            "access_key_id": keys.access_key_id,
+            "secret_access_key": keys.secret_access_key,
+            "token": keys.session_token,
+            "expires_at": keys.refresh_at,
+        }
+
+    return provide
+
+
+def runtime_for(settings: Settings) -> Runtime:
+    """The runtime of these settings in this process, made at first use.
+
+    Args:
+        settings: The client's settings.
+    """
+    state = process()
+    with state.lock:
+        runtime = state.runtimes.get(settings)
+        if runtime is None:
+            runtime = state.runtimes[settings] = Runtime(settings)
+        return runtime

@@ -1,0 +1,181 @@
+"""Where a client talks to and as whom: its arguments, completed from the environment and the profile."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ._config import S3ClientConfig
+from ._exceptions import ConfigError
+
+if TYPE_CHECKING:
+    import botocore.session
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that decides what a client sends; clients of equal settings share one runtime in a process.
+
+    Args:
+        region: Region of the requests' signature; None until the bucket tells its own.
+        endpoint: URL of an S3-compatible store, without a trailing slash; None for AWS.
+        config: The other settings.
+        user_agent: Value of the User-Agent header.
+    """
+
+    region: str | None
+    endpoint: str | None
+    config: S3ClientConfig
+    user_agent: str
+    ca_bundle: str | None = None
+    profile: str | None = field(default=None)
+
+
+def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientConfig, user_agent: str) -> Settings:
+    """Complete a client's arguments: argument, then environment, then profile.
+
+    The profile's file is read only for what neither argument nor environment says, and not at all where credentials
+    are explicit and no profile is named.
+
+    Args:
+        region: The region argument.
+        endpoint: The endpoint argument.
+        config: The client's config.
+        user_agent: The User-Agent to send.
+
+    Returns:
+        The settings; `region` is still None where only the bucket can tell.
+
+    Raises:
+        ConfigError: A value cannot work, or the profile does not exist.
+    """
+    profile = config.profile
+    if profile is None and _uses_credential_chain(config):
+        profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or None
+    if region is None:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+    if endpoint is None and os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+        if endpoint is None and _has_profile_file(profile, config):
+            endpoint = _profile_endpoint(open_session(profile))
+    if region is None and _has_profile_file(profile, config):
+        region = open_session(profile).get_config_variable("region")
+    if endpoint is not None:
+        endpoint = _check_endpoint(endpoint)
+    if region is not None and (not isinstance(region, str) or not region.replace("-", "").isalnum()):
+        raise ConfigError(f"region is {region!r}; it must be the name of a region, such as 'eu-west-1'")
+    if region is None and endpoint is not None:
+        region = _region_of_host(urlsplit(endpoint).hostname or "") or "us-east-1"
+    ca_bundle = config.ca_bundle
+    if ca_bundle is None and (named := os.environ.get("AWS_CA_BUNDLE")):
+        if not os.path.isfile(named):
+            raise ConfigError(f"AWS_CA_BUNDLE names {named!r}, which is no file; correct it or set ca_bundle")
+        ca_bundle = named
+    return Settings(region, endpoint, config, user_agent, ca_bundle, profile)
+
+
+def proxy_for(url: str, config: S3ClientConfig) -> str | None:
+    """Say through which proxy a URL is reached.
+
+    Args:
+        url: The endpoint.
+        config: Its `proxy` decides; None there means the environment, where `NO_PROXY` is honoured and a loopback
+            address never goes through a proxy.
+
+    Returns:
+        The proxy's URL, or None for a direct connection.
+    """
+    import urllib.request
+
+    if config.proxy is not None:
+        return config.proxy or None
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if _is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"
+    return proxy or None
+
+
+def open_session(profile: str | None) -> botocore.session.Session:
+    """Open a botocore session, which knows the AWS files and the credential chain.
+
+    Raises:
+        ConfigError: The profile does not exist.
+    """
+    import botocore.exceptions
+    import botocore.session
+
+    try:
+        session = botocore.session.Session(profile=profile)
+        session.get_scoped_config()
+    except botocore.exceptions.ProfileNotFound as error:
+        raise ConfigError(
+            f"the AWS profile {profile!r} is in neither the config nor the credentials file; "
+            "correct S3ClientConfig.profile or AWS_PROFILE"
+        ) from error
+    except botocore.exceptions.BotoCoreError as error:
+        raise ConfigError(f"the AWS config files cannot be read: {error}") from error
+    return session
+
+
+def _uses_credential_chain(config: S3ClientConfig) -> bool:
+    return not config.unsigned and config.access_key_id is None and config.credentials is None
+
+
+def _has_profile_file(profile: str | None, config: S3ClientConfig) -> bool:
+    if profile is not None:
+        return True
+    if not _uses_credential_chain(config):
+        return False
+    paths = (
+        os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
+        os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
+    )
+    return any(os.path.isfile(os.path.expanduser(path)) for path in paths)
+
+
+def _profile_endpoint(session: botocore.session.Session) -> str | None:
+    """https://docs.aws.amazon.com/sdkref/latest/guide/feature-ss-endpoints.html."""
+    profile = session.get_scoped_config()
+    services = session.full_config.get("services", {}).get(profile.get("services", ""), {})
+    for source in (services.get("s3"), profile):
+        if isinstance(source, dict) and source.get("endpoint_url"):
+            return str(source["endpoint_url"])
+    return None
+
+
+def _check_endpoint(endpoint: str) -> str:
+    parts = urlsplit(endpoint) if isinstance(endpoint, str) else None
+    try:
+        fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or parts is None or parts.query or parts.fragment or parts.username:
+        raise ConfigError(
+            f"endpoint is {endpoint!r}; it must be a URL like 'https://s3.example.com' or 'http://host:9000'"
+        )
+    return endpoint.rstrip("/")
+
+
+def _region_of_host(host: str) -> str | None:
+    """The region that an AWS host name contains: `s3.eu-west-1.amazonaws.com`."""
+    labels = host.split(".")
+    if "amazonaws" in labels and len(labels) >= 4 and labels[0] == "s3":
+        return labels[1] if labels[1] != "dualstack" else labels[2]
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

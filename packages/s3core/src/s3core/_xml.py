@@ -1,0 +1,128 @@
+"""S3's XML documents, in and out."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from urllib.parse import unquote_plus
+
+from ._exceptions import S3Exception
+
+
+@dataclass(frozen=True)
+class ListingPage:
+    """One page of a listing, column by column.
+
+    Args:
+        keys: The keys.
+        sizes: Sizes in bytes.
+        etags: ETags; empty text where the store sends none.
+        last_modified: ISO 8601 times, as they were sent.
+        storage_classes: Storage classes; empty text where the store sends none.
+        common_prefixes: What the delimiter rolled up.
+        next_token: The continuation token; None on the last page.
+    """
+
+    keys: list[str]
+    sizes: list[int]
+    etags: list[str]
+    last_modified: list[str]
+    storage_classes: list[str]
+    common_prefixes: list[str]
+    next_token: str | None
+
+
+class Document:
+    """A parsed answer whose tags are found whatever the namespace."""
+
+    def __init__(self, body: bytes, what: str) -> None:
+        try:
+            self.root = ElementTree.fromstring(body)
+        except ElementTree.ParseError as error:
+            raise S3Exception(f"{what} failed: the store's answer is not XML ({error}); check the endpoint") from error
+        self.space = self.root.tag.partition("}")[0] + "}" if self.root.tag.startswith("{") else ""
+
+    @cached_property
+    def name(self) -> str:
+        """The root's tag."""
+        return self.root.tag.removeprefix(self.space)
+
+    def text(self, tag: str) -> str | None:
+        """The text of a child of the root."""
+        return self.root.findtext(self.space + tag)
+
+    def texts(self, tag: str) -> list[str]:
+        """The texts of all elements of a tag, in order."""
+        return [element.text or "" for element in self.root.iter(self.space + tag)]
+
+    def children(self, tag: str) -> Iterable[dict[str, str]]:
+        """The elements of a tag, each as a mapping of its children's texts."""
+        for element in self.root.iter(self.space + tag):
+            yield {child.tag.removeprefix(self.space): child.text or "" for child in element}
+
+
+def parse_listing(body: bytes, what: str) -> ListingPage:
+    """Read the answer to ListObjectsV2 with `encoding-type=url`.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+
+    Args:
+        body: The document.
+        what: The operation, for messages.
+
+    Raises:
+        S3Exception: It is not such a document.
+    """
+    document = Document(body, what)
+    if document.name != "ListBucketResult":
+        raise S3Exception(f"{what} failed: the store answered a <{document.name}>; check the endpoint")
+    keys = document.texts("Key")
+    columns = [document.texts(tag) for tag in ("Size", "ETag", "LastModified", "StorageClass")]
+    if any(len(column) != len(keys) for column in columns):
+        # Some objects lack an element: slower, object by object.
+        rows = list(document.children("Contents"))
+        keys = [row["Key"] for row in rows]
+        columns = [[row.get(tag, "") for row in rows] for tag in ("Size", "ETag", "LastModified", "StorageClass")]
+    sizes, etags, modified, classes = columns
+    prefixes = [row["Prefix"] for row in document.children("CommonPrefixes")]
+    if document.text("EncodingType") == "url":
+        keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
+        prefixes = [unquote_plus(prefix) for prefix in prefixes]
+    token = document.text("NextContinuationToken") if document.text("IsTruncated") == "true" else None
+    return ListingPage(keys, [int(size or 0) for size in sizes], etags, modified, classes, prefixes, token)
+
+
+def completion_document(parts: Iterable[tuple[int, str, str | None]], checksum: str | None) -> bytes:
+    """The body of CompleteMultipartUpload.
+
+    Args:
+        parts: Number, ETag and checksum of each part, in order.
+        checksum: The checksum's algorithm; None for none.
+    """
+    rows = []
+    for number, etag, value in parts:
+        extra = f"<Checksum{checksum}>{value}</Checksum{checksum}>" if checksum and value else ""
+        rows.append(f"<Part><PartNumber>{number}</PartNumber><ETag>{etag.translate(_ESCAPES)}</ETag>{extra}</Part>")
+    space = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+    return f"<CompleteMultipartUpload {space}>{''.join(rows)}</CompleteMultipartUpload>".encode()
+
+
+def deletion_document(keys: Iterable[str]) -> bytes:
+    """The body of DeleteObjects.
+
+    Raises:
+        ValueError: A key holds a control character that XML 1.0 cannot carry.
+    """
+    rows = "".join(f"<Object><Key>{key.translate(_ESCAPES)}</Key></Object>" for key in keys)
+    return f'<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Quiet>true</Quiet>{rows}</Delete>'.encode()
+
+
+def fits_xml(key: str) -> bool:
+    """Say whether XML 1.0 can carry a key (https://www.w3.org/TR/xml/#charsets)."""
+    return all(c in "\t\n\r" or (c >= " " and c not in "\ufffe\uffff") for c in key)
+
+
+# A parser turns a bare carriage return into a line feed.
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;", "\n": "&#10;", "\t": "&#9;"})
