@@ -22,7 +22,7 @@ def is_ceph_installed() -> bool:
 
 
 def start_ceph() -> S3Server:
-    """Start a cluster of one monitor, one OSD that keeps its data in memory, and one gateway, on free ports of 127.0.0.1.
+    """Start a cluster of one monitor, one OSD that stores in memory, and one gateway, on free ports of 127.0.0.1.
 
     Raises:
         ServerStartError: When it is not installed or does not start.

@@ -96,5 +96,5 @@ def main(directory: Path, port: int, v2: int, v1: int, access_key: str, secret_k
 
 
 if __name__ == "__main__":
-    path, *ports, access_key, secret_key = sys.argv[1:]
-    sys.exit(main(Path(path), *map(int, ports), access_key, secret_key))
+    path, rgw, monitor_v2, monitor_v1, *user = sys.argv[1:]
+    sys.exit(main(Path(path), int(rgw), int(monitor_v2), int(monitor_v1), *user))
