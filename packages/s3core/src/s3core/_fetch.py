@@ -69,6 +69,7 @@ class Answer:
         end: One past its last byte.
         chunks: The body in pieces of about 64 KiB.
         whole: The body in one piece.
+        close: Ends the connection, unless the body was read.
     """
 
     info: ObjectInfo
@@ -76,6 +77,7 @@ class Answer:
     end: int
     chunks: Callable[[], Iterator[Any]]
     whole: Callable[[], Any]
+    close: Callable[[], None] = lambda: None
 
 
 class Stopped(Exception):
@@ -119,11 +121,14 @@ def fetch(
     outcome = "failed"
     try:
         answer = _open(runtime, target, start, end, etag)
-        if etag is not None and answer.info.etag is not None and answer.info.etag != etag:
-            raise changed_error(target)
-        if on_answer is not None:
-            on_answer(answer.info)
-        data = _read(answer, target, slot, wanted)
+        try:
+            if etag is not None and answer.info.etag is not None and answer.info.etag != etag:
+                raise changed_error(target)
+            if on_answer is not None:
+                on_answer(answer.info)
+            data = _read(answer, target, slot, wanted)
+        finally:
+            answer.close()
         outcome = f"{answer.end - answer.start} bytes"
         return data
     except Stopped:
@@ -208,6 +213,7 @@ def _open(runtime: Runtime, target: Target, start: int, end: int, etag: str | No
             raise changed_error(target) from None
         raise error_for(failure, "GET", target.uri) from None
     if answer.start != start or answer.end != min(end, answer.info.size):
+        answer.close()
         raise S3Exception(
             f"GET of {target.uri} failed: bytes {start} to {min(end, answer.info.size)} were asked for and "
             f"{answer.start} to {answer.end} were sent; the store or a proxy does not keep to ranges"
@@ -308,11 +314,13 @@ def _open_rest(runtime: Runtime, target: Target, start: int, end: int, etag: str
     else:
         first, last, size = 0, length, length
 
+    current = response
+
     def whole() -> bytes:
         import urllib3.exceptions as http
 
+        nonlocal current
         # A key of this kind is rare and its bodies are parts: read each at one go, and again when it breaks.
-        current = response
         for attempt in range(1, runtime.config.max_attempts + 1):
             try:
                 data = current.read()
@@ -323,12 +331,18 @@ def _open_rest(runtime: Runtime, target: Target, start: int, end: int, etag: str
                 if attempt == runtime.config.max_attempts:
                     raise connection_error("GET", target.uri, str(error), attempt) from error
             back_off(attempt)
-            current = runtime.rest.try_send(request)
+            try:
+                current = runtime.rest.try_send(request)
+            except Refused as refused:
+                if refused.failure.status == 412:
+                    raise changed_error(target) from None
+                raise refused.translated() from None
             if current.headers.get("ETag") != response.headers.get("ETag"):
                 raise changed_error(target)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    return Answer(_info_of_headers(target, response.headers, size), first, last, lambda: iter((whole(),)), whole)
+    info = _info_of_headers(target, response.headers, size)
+    return Answer(info, first, last, lambda: iter((whole(),)), whole, lambda: current.close())
 
 
 def _info_of_headers(target: Target, headers: Any, size: int) -> ObjectInfo:
