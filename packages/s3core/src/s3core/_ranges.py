@@ -121,10 +121,21 @@ def fill_range(
 
 def read_ranges(runtime: Runtime, reads: Iterable[RangeRead], progress: Callable[[int], None] | None = None) -> None:
     """Carry out many reads at once; see `S3Client.read_ranges`."""
-    run_all(runtime.pool, _plan_jobs(runtime, reads), progress=progress)
+    destinations: list[Destination] = []
+    try:
+        run_all(runtime.pool, _plan_jobs(runtime, reads, destinations), progress=progress)
+    except Exception:
+        _release(destinations)
+        raise
+    _release(destinations)
 
 
-def _plan_jobs(runtime: Runtime, reads: Iterable[RangeRead]) -> Iterator[FillJob]:
+def _release(destinations: list[Destination]) -> None:
+    for destination in destinations:
+        destination.release()
+
+
+def _plan_jobs(runtime: Runtime, reads: Iterable[RangeRead], destinations: list[Destination]) -> Iterator[FillJob]:
     versions = _Versions()
     for read in reads:
         if read.start < 0:
@@ -133,6 +144,7 @@ def _plan_jobs(runtime: Runtime, reads: Iterable[RangeRead]) -> Iterator[FillJob
             )
         target = Target(read.bucket, read.key)
         destination = Destination.of_buffer(read.buffer)
+        destinations.append(destination)
         for low, high in split_range(0, destination.size, runtime.config.part_size):
             yield FillJob(
                 runtime,
