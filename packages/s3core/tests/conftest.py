@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import S3Server
 
 from s3core import S3Client, S3ClientConfig
+from servers import S3Server
 
 SOURCES = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parents[3] / "tests")]
 

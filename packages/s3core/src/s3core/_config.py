@@ -24,7 +24,7 @@ SSE_MODES = ("AES256", "aws:kms", "aws:kms:dsse", "SSE-C")
 UPLOAD_CHECKSUMS = ("CRC64NVME", "SHA256")
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html#AmazonS3-PutObject-request-header-StorageClass
-_STORAGE_CLASS = re.compile(r"[A-Z][A-Z0-9_-]{1,63}")
+STORAGE_CLASS = re.compile(r"[A-Z][A-Z0-9_-]{1,63}")
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
@@ -112,7 +112,7 @@ class S3ClientConfig:
         self._check_credentials()
         self._check_network()
         self._check_encryption()
-        _check_match("storage_class", self.storage_class, _STORAGE_CLASS, "a storage class such as 'STANDARD'")
+        _check_match("storage_class", self.storage_class, STORAGE_CLASS, "a storage class such as 'STANDARD'")
         _check_match(
             "expected_bucket_owner", self.expected_bucket_owner, re.compile(r"\d{12}"), "a 12-digit account id"
         )

@@ -69,6 +69,8 @@ _BY_CODE: dict[str, tuple[type[S3Exception], str]] = {
     "AuthorizationHeaderMalformed": (ConfigError, "the request was signed for another region"),
     "IllegalLocationConstraintException": (ConfigError, "the bucket is in another region"),
     "BadDigest": (S3Exception, "the bytes that arrived are not those that were sent; try again"),
+    "XAmzContentChecksumMismatch": (S3Exception, "the bytes that arrived are not those that were sent; try again"),
+    "IncompleteBody": (S3Exception, "not all bytes arrived; check the network and the proxy"),
     "EntityTooLarge": (S3Exception, "the object is larger than the store allows"),
     "EntityTooSmall": (S3Exception, "a part is smaller than the store allows; raise part_size"),
     "InvalidRange": (S3Exception, "the object has no such range"),
@@ -86,6 +88,9 @@ _BY_STATUS: dict[int, tuple[type[S3Exception], str]] = {
     501: (S3Exception, "the store does not implement this request"),
     503: _BY_CODE["SlowDown"],
 }
+# Refusals that another attempt mends though their status says the request is wrong: the body did not arrive as it was
+# sent, or too slowly.
+RETRIED_CODES = frozenset({"RequestTimeout", "BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody"})
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 EXPIRED_CODES = frozenset({"ExpiredToken", "TokenRefreshRequired", "ExpiredTokenException"})
 WRONG_REGION_CODES = frozenset(

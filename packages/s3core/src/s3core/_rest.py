@@ -20,6 +20,7 @@ from ._address import Address
 from ._credentials import Credentials
 from ._errors import (
     EXPIRED_CODES,
+    RETRIED_CODES,
     RETRIED_STATUSES,
     WRONG_REGION_CODES,
     Failure,
@@ -154,7 +155,8 @@ class RestClient:
                     corrections -= 1
                     attempt -= 1
                     continue
-                if response.status not in RETRIED_STATUSES or attempt >= attempts:
+                passes = response.status in RETRIED_STATUSES or failure.code in RETRIED_CODES
+                if not passes or attempt >= attempts:
                     raise Refused(failure, request)
             back_off(attempt, request.stop)
             if request.stop is not None and request.stop.is_set():
