@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from s3core import S3Exception
+from s3core import ObjectChangedError, S3Exception
 
 logger = logging.getLogger(__name__)
 
@@ -72,5 +72,9 @@ class ErrorHandler:
 def name_object(error: BaseException, uri: str) -> None:
     """Adds the object to an error that does not name it."""
     note = f"while reading {uri}"
-    if uri not in str(error) and note not in getattr(error, "__notes__", ()):
+    if isinstance(error, ObjectChangedError):
+        note = f"{uri} is not the version that was listed; make the dataset, or its manifest, anew to read this one"
+    elif uri in str(error):
+        return
+    if note not in getattr(error, "__notes__", ()):
         error.add_note(note)

@@ -38,6 +38,7 @@ class ObjectClient(Protocol):
         start: int | None = None,
         end: int | None = None,
         version_id: str | None = None,
+        etag: str | None = None,
     ) -> ObjectStream: ...
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> ObjectInfo: ...
@@ -45,6 +46,9 @@ class ObjectClient(Protocol):
 
 class ObjectSource:
     """Gives a reader its `get_object_info` and `get_stream`.
+
+    All streams are of one version of the object: the listed one where there is a listing, else the one that the first
+    stream found. An object that was replaced since raises `ObjectChangedError`.
 
     It pickles without its open streams.
 
@@ -133,10 +137,17 @@ class ObjectSource:
         if self._info is None and self._last is not None:
             # What the first stream learnt holds the later ones to the same version of the object.
             self._info = self._last.object_info
+        info = self._info
         stream = self._client.get_object(
-            self.bucket, self.key, object_info=self._info, start=start, end=end, version_id=self._version
+            self.bucket,
+            self.key,
+            object_info=info,
+            start=start,
+            end=end,
+            version_id=self._version,
+            etag=None if info is None else info.etag,
         )
-        if self._info is None:
+        if info is None:
             self._last = stream
         return stream
 
