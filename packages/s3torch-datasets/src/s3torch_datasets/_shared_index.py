@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import stat
 import tempfile
@@ -61,10 +62,12 @@ class SharedIndex:
             make: Makes the index, with requests.
         """
         if self._index is None:
-            self._index = make() if os.getpid() == self._owner_pid else self._get_in_child(make)
+            # A DataLoader may ask for the length after it started its workers, who then need the index too.
+            is_alone = os.getpid() == self._owner_pid and not multiprocessing.active_children()
+            self._index = make() if is_alone else self._get_shared(make)
         return self._index
 
-    def _get_in_child(self, make: Callable[[], ObjectIndex]) -> ObjectIndex:
+    def _get_shared(self, make: Callable[[], ObjectIndex]) -> ObjectIndex:
         folder = _folder()
         if folder is None or fcntl is None:
             return make()
