@@ -14,7 +14,7 @@ from s3torch_datasets._options import IterationSettings
 from s3torch_datasets._permutation import Permutation
 from s3torch_datasets._place import find_place, find_rank
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
-from s3torch_datasets._resume import Progress, State, apply_state, check_is_state, to_state
+from s3torch_datasets._resume import Progress, State, apply_state, check_is_between_epochs, check_is_state, to_state
 from s3torch_datasets._sharding import Place, plan_shard
 from s3torch_datasets._shared_index import is_spawning
 
@@ -57,6 +57,7 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
         self._parent_rank: tuple[int, int] | None = None
         self._progress: Progress | None = None
         self._resume: State | None = None
+        self._resume_is_of_worker = False
         self._order_state: State | None = None
 
     @property
@@ -100,8 +101,9 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
         """
         check_is_state(state_dict)
         self._resume = state_dict
+        self._resume_is_of_worker = get_worker_info() is not None
         self._progress = None
-        if get_worker_info() is None:
+        if not self._resume_is_of_worker:
             self._shared.epoch = state_dict["epoch"]
 
     def _begin(self) -> Progress:
@@ -112,7 +114,9 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
             self._shared.mark_worker_iteration()
         epoch = self.epoch if resume is None else resume["epoch"]
         progress = Progress(epoch, *self._plan(len(self.index)))
-        if resume is not None:
+        if resume is not None and in_worker and not self._resume_is_of_worker:
+            check_is_between_epochs(resume)
+        elif resume is not None:
             apply_state(resume, progress, self._order(), in_worker=in_worker)
         self._progress = progress
         return progress
