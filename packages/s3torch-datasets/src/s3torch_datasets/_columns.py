@@ -99,11 +99,11 @@ class EtagColumnBuilder:
         self._texts: TextColumnBuilder | None = None
 
     def extend(self, etags: Sequence[str | None]) -> None:
-        """Adds rows."""
+        """Adds rows; an empty text is none."""
         if self._texts is None and not self._pack(etags):
             self._become_text()
         if self._texts is not None:
-            self._texts.extend(_ABSENT if etag is None else etag for etag in etags)
+            self._texts.extend(etag or _ABSENT for etag in etags)
 
     def extend_column(self, other: EtagColumnBuilder) -> None:
         """Adds all rows of another column, and may turn that one into text."""
@@ -127,7 +127,7 @@ class EtagColumnBuilder:
         """Adds the rows as digests, or none of them when one has another form."""
         digests, parts = [], []
         for etag in etags:
-            if etag is None:
+            if not etag:
                 digests.append("0" * 32)
                 parts.append(NO_ETAG)
                 continue
@@ -147,6 +147,6 @@ class EtagColumnBuilder:
         if self._texts is None:
             packed = EtagColumn(self.columns())
             self._texts = TextColumnBuilder()
-            self._texts.extend(_ABSENT if (etag := packed[row]) is None else etag for row in range(len(self._parts)))
+            self._texts.extend(packed[row] or _ABSENT for row in range(len(self._parts)))
             del packed
             self._digests, self._parts = bytearray(), array("H")

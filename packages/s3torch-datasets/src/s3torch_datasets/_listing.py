@@ -4,51 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from s3core import S3Client, parse_s3_uri
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
-from s3torch_datasets._filters import ObjectFilter, is_archived, is_directory_marker
-from s3torch_datasets._index import IndexBuilder, ObjectIndex
+from s3torch_datasets._filters import ObjectFilter
+from s3torch_datasets._index import ObjectIndex
+from s3torch_datasets._parallel_listing import list_prefix
 from s3torch_datasets._progress import progress_bar
 
 logger = logging.getLogger(__name__)
-
-
-class PageSelector:
-    """Adds the objects of listing pages that a filter accepts to an index, and counts what it leaves out."""
-
-    def __init__(self, bucket: str, object_filter: ObjectFilter) -> None:
-        self.builder = IndexBuilder()
-        self.markers = 0
-        self.archived = 0
-        self._bucket = bucket
-        self._filter = object_filter
-
-    def add(self, page: Any) -> None:
-        """Adds a page, an `s3core.ListObjectResult`."""
-        rows = self._select(page)
-        keys, sizes, etags = page.keys, page.sizes, page.etags
-        if len(rows) < len(keys):
-            keys, sizes, etags = ([column[row] for row in rows] for column in (keys, sizes, etags))
-        self.builder.add_rows(self._bucket, keys, sizes, etags)
-
-    def _select(self, page: Any) -> list[int]:
-        accepts = self._filter
-        rows = []
-        for row, (key, size, storage_class) in enumerate(zip(page.keys, page.sizes, page.storage_classes, strict=True)):
-            if not accepts.accepts_key(key) or not accepts.accepts_size(size):
-                continue
-            if not accepts.directory_markers and is_directory_marker(key, size):
-                self.markers += 1
-            elif not accepts.archived and is_archived(storage_class):
-                self.archived += 1
-            else:
-                rows.append(row)
-        if accepts.predicate is not None and rows:
-            infos = page.object_info
-            rows = [row for row in rows if accepts.predicate(infos[row])]
-        return rows
 
 
 class PrefixObjects:
@@ -68,11 +32,8 @@ class PrefixObjects:
 
     def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool | None) -> ObjectIndex:
         """Lists the prefix."""
-        selector = PageSelector(self.bucket, object_filter or ObjectFilter())
         with progress_bar(f"Listing {self.uri}", " objects", shown=progress) as bar:
-            for page in client.list_objects(self.bucket, self.prefix):
-                selector.add(page)
-                bar.update(len(page.keys))
+            selector = list_prefix(client, self.bucket, self.prefix, object_filter or ObjectFilter(), bar.update)
         if selector.markers or selector.archived:
             logger.info(
                 "%s: left out %d directory markers and %d archived objects (ObjectFilter keeps them)",
