@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,6 @@ from ._cache import cached_copy, default_cache_dir
 from ._payload_size import estimate_saved_bytes
 from ._progress import TransferProgress
 from ._upload import upload
-
-MiB = 2**20
-# What a load holds beside the model: enough requests in flight for 10 Gbit/s, little beside a model.
-_LOAD_WINDOW_BYTES = 160 * MiB
 
 
 class S3Checkpoint:
@@ -165,7 +160,7 @@ class S3Checkpoint:
             return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
         with (
             TransferProgress(f"Loading {s3_uri}", None, progress) as bar,
-            ArchiveReader(self._window_client(), bucket, key, bar) as file,
+            ArchiveReader(self._client, bucket, key, bar) as file,
         ):
             bar.expect(file.size)
             return torch.load(file, map_location=map_location, weights_only=weights_only)  # type: ignore[arg-type]
@@ -204,13 +199,6 @@ class S3Checkpoint:
         bucket, prefix = parse_s3_uri(s3_uri)
         pages = self._client.list_objects(bucket, prefix)
         return [f"s3://{bucket}/{key}" for page in pages for key in page.keys]
-
-    def _window_client(self) -> S3Client:
-        config = self._client.s3client_config
-        if config.memory_limit <= _LOAD_WINDOW_BYTES:
-            return self._client
-        small = replace(config, memory_limit=_LOAD_WINDOW_BYTES, part_size=min(config.part_size, 5 * MiB))
-        return S3Client(self._region, endpoint=self._endpoint, s3client_config=small)
 
     def _download(self, bucket: str, key: str, cache_dir: Path, progress: bool) -> Path:
         info = self._client.head_object(bucket, key)
