@@ -5,14 +5,18 @@ from servers._moto import start_moto
 from servers._seaweedfs import is_seaweedfs_installed, start_seaweedfs
 from servers._server import S3Server
 from servers._supervised import ServerStartError, SupervisedProcess
+from servers.counting import CountingServer, RecordedRequest, start_counting_server
 
 __all__ = [
     # the servers
+    "start_counting_server",
     "start_local_server",
     "start_moto",
     "start_seaweedfs",
     "is_seaweedfs_installed",
     # what they return and raise
+    "CountingServer",
+    "RecordedRequest",
     "S3Server",
     "ServerStartError",
     # for a server of another kind

@@ -9,6 +9,7 @@ import pytest
 from servers._moto import start_moto
 from servers._seaweedfs import is_seaweedfs_installed, start_seaweedfs
 from servers._server import S3Server
+from servers.counting import CountingServer, start_counting_server
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,17 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
 def bucket(moto_server: S3Server) -> str:
     """A new, empty bucket on `moto_server`."""
     return moto_server.create_bucket()
+
+
+@pytest.fixture(scope="session")
+def counting_process() -> Iterator[CountingServer]:
+    """The process behind `counting_server`."""
+    with start_counting_server() as server:
+        yield server
+
+
+@pytest.fixture
+def counting_server(counting_process: CountingServer) -> CountingServer:
+    """The counting server with an empty bucket, no requests so far and no faults."""
+    counting_process.reset()
+    return counting_process.with_new_bucket()

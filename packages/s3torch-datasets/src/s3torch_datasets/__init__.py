@@ -1,5 +1,26 @@
-"""PyTorch datasets and file-like objects over S3."""
+"""Datasets, readers and a writer that connect PyTorch's DataLoader to S3."""
 
-from .__about__ import __version__
+from s3core import S3ClientConfig
+from s3torch_datasets.__about__ import __version__
+from s3torch_datasets._protocol import S3ReaderConstructorProtocol
+from s3torch_datasets._ranged_reader import RangedS3Reader
+from s3torch_datasets._reader import S3Reader
+from s3torch_datasets._reader_constructor import S3ReaderConstructor
+from s3torch_datasets._sequential_reader import SequentialS3Reader
+from s3torch_datasets._streaming_reader import StreamingS3Reader
+from s3torch_datasets._writer import S3Writer
 
-__all__ = ["__version__"]
+__all__ = [  # noqa: RUF022 (grouped by what they are for)
+    # readers
+    "S3Reader",
+    "SequentialS3Reader",
+    "RangedS3Reader",
+    "StreamingS3Reader",
+    "S3ReaderConstructor",
+    "S3ReaderConstructorProtocol",
+    # writer
+    "S3Writer",
+    # settings
+    "S3ClientConfig",
+    "__version__",
+]

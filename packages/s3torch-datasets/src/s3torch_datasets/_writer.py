@@ -1,0 +1,127 @@
+"""A write-only file over one upload: the object appears at a clean close, and in no other way."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from types import TracebackType
+from typing import Protocol, Self
+
+from typing_extensions import Buffer
+
+
+class UploadStream(Protocol):
+    """What the writer uses of a stream; `s3core.PutObjectStream` is one."""
+
+    def write(self, data: Buffer, /) -> int: ...
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class S3Writer(io.BufferedIOBase):
+    """Writes one object. Only `close()`, or leaving `with` without an exception, makes the object visible.
+
+    An exception in the `with` block, a writer that is dropped without `close()`, the end of the interpreter and a kill
+    all leave the previous object as it was.
+
+    Beware of wrappers that close what they wrap: an `io.TextIOWrapper` around a writer calls `close()` when it is
+    garbage collected, and so completes half an object. Keep the writer itself in a `with` block.
+
+    Args:
+        stream: The upload, from `S3Client.put_object`.
+
+    Example:
+        >>> from s3core import S3Client
+        >>> with S3Writer(S3Client("eu-central-1").put_object("bucket", "notes.txt")) as writer:
+        ...     writer.write(b"seen from S3 after this block")
+    """
+
+    def __init__(self, stream: UploadStream) -> None:
+        self.stream = stream
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._written = 0
+        self._closed = False
+
+    def write(self, data: Buffer, /) -> int:
+        """Takes all of a buffer of any type and layout; it may be changed as soon as this returns.
+
+        Returns:
+            The number of bytes written.
+
+        Raises:
+            ValueError: The writer is closed.
+            S3Exception: An upload failed.
+        """
+        if self._closed:
+            raise ValueError("write to a closed S3Writer")
+        written = self.stream.write(data)
+        self._written += written
+        return written
+
+    def close(self) -> None:
+        """Completes the object; a second call does nothing.
+
+        Raises:
+            S3Exception: The upload failed; the previous object is as it was.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self.stream.close()
+            except BaseException:
+                self.stream.abort()
+                raise
+
+    def abort(self) -> None:
+        """Gives the object up and leaves the previous one as it was; does nothing after `close()`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.stream.abort()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` or `abort()` was called."""
+        return self._closed
+
+    def flush(self) -> None:
+        """Does nothing: what was written becomes visible as a whole, at `close()`."""
+
+    def readable(self) -> bool:
+        """Returns False."""
+        return False
+
+    def writable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def tell(self) -> int:
+        """Returns the number of bytes written so far."""
+        return self._written
+
+    def __enter__(self) -> Self:
+        if self._closed:
+            raise ValueError("enter a closed S3Writer")
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is None:
+            self.close()
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        # io.IOBase would call close() here, which completes the object.
+        if not getattr(self, "_closed", True):
+            self._closed = True
+            if self._pid == os.getpid():
+                self.stream.abort()

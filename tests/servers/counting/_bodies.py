@@ -1,0 +1,123 @@
+"""Where the body of a request goes while it arrives, and how it is unwrapped on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from servers.counting._errors import S3Error
+from servers.counting._store import Piece, PieceWriter
+
+
+class Body(Protocol):
+    """Takes the bytes of one request's body."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take more bytes."""
+
+    def discard(self) -> None:
+        """Forget them: the request failed."""
+
+
+class MemoryBody:
+    """A body to look into: the XML of a request."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take more bytes."""
+        self.data += data
+
+    def discard(self) -> None:
+        """Nothing to do."""
+
+
+class PieceBody:
+    """A body to keep: the bytes of an object or a part."""
+
+    def __init__(self, writer: PieceWriter) -> None:
+        self._writer = writer
+        self.write = writer.write
+
+    def finish(self) -> Piece:
+        """The bytes, complete."""
+        return self._writer.finish()
+
+    def discard(self) -> None:
+        """Remove what has arrived."""
+        self._writer.discard()
+
+
+class DroppedBody:
+    """A body to count: uploads that cost the server next to nothing; what is read back is zeros."""
+
+    def __init__(self, etag: str) -> None:
+        self._etag = etag
+        self._size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Count more bytes."""
+        self._size += len(data)
+
+    def finish(self) -> Piece:
+        """As many zeros."""
+        return Piece("", self._size, self._etag)
+
+    def discard(self) -> None:
+        """Nothing to do."""
+
+
+class ChunkDecoder:
+    """Takes the chunks out of `Transfer-Encoding: chunked` and of `Content-Encoding: aws-chunked`, which look the same.
+
+    See RFC 9112, section 7.1, and
+    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming-trailers.html.
+    """
+
+    def __init__(self, write: Callable[[bytes | memoryview], object]) -> None:
+        self._write = write
+        self._pending = b""
+        self._left_in_chunk = 0
+        self._is_in_trailers = False
+        self.is_done = False
+        self.trailers: dict[str, str] = {}
+
+    def feed(self, data: bytes | memoryview) -> bytes:
+        """Take more bytes; return those after the end.
+
+        Raises:
+            S3Error: When they are not chunks.
+        """
+        data = self._pending + bytes(data) if self._pending else bytes(data)
+        position = 0
+        while not self.is_done:
+            if self._left_in_chunk:
+                chunk = memoryview(data)[position : position + self._left_in_chunk]
+                if not chunk:
+                    break
+                self._write(chunk)
+                position += len(chunk)
+                self._left_in_chunk -= len(chunk)
+                continue
+            end = data.find(b"\r\n", position)
+            if end < 0:
+                break
+            self._read_line(data[position:end])
+            position = end + 2
+        rest = data[position:]
+        self._pending = b"" if self.is_done else rest
+        return rest if self.is_done else b""
+
+    def _read_line(self, line: bytes) -> None:
+        if self._is_in_trailers:
+            name, _, value = line.decode("latin-1").partition(":")
+            if name:
+                self.trailers[name.lower()] = value.strip()
+            self.is_done = not name
+        elif line:  # it is empty where a chunk's data ends
+            try:
+                self._left_in_chunk = int(line.partition(b";")[0], 16)
+            except ValueError:
+                raise S3Error(400, "IncompleteBody", f"not the size of a chunk: {line[:80]!r}") from None
+            self._is_in_trailers = self._left_in_chunk == 0

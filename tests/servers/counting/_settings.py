@@ -1,0 +1,47 @@
+"""What a server process is told when it starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from servers.counting._objects import GeneratedObjects
+from servers.counting._site import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a server process is told.
+
+    Attributes:
+        root: Directory of the store.
+        port: Port to share with the other processes of the server; 0 for one of its own.
+        is_shared: Whether other processes serve the same port.
+        is_recording: Whether each request is kept.
+        is_dropping: Whether the bytes of uploads are counted and dropped.
+        is_md5: Whether ETags are MD5 sums.
+        shape: How slow it pretends to be.
+        generated: Folders of generated objects.
+    """
+
+    root: str
+    port: int = 0
+    is_shared: bool = False
+    is_recording: bool = True
+    is_dropping: bool = False
+    is_md5: bool = True
+    shape: Shape = field(default_factory=Shape)
+    generated: tuple[GeneratedObjects, ...] = ()
+
+    def to_json(self) -> str:
+        """Its fields, for `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """The settings that `to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        values["shape"] = Shape(**values["shape"])
+        values["generated"] = tuple(GeneratedObjects(**folder) for folder in values["generated"])
+        return cls(**values)

@@ -1,0 +1,462 @@
+"""The counting server speaks S3 as boto3 does, records what it is asked, and injects the faults it is told."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import socket
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, HTTPClientError, ResponseStreamingError
+
+from servers import CountingServer, start_counting_server
+from servers.counting import GeneratedObjects
+
+ODD_KEYS = ["a//b", "dir/", "/lead", "a/../b", "sp ace+%41ü漢", "&<>'\"", "~tilde", "a\tb"]
+
+
+@pytest.fixture
+def client(counting_server: CountingServer) -> Iterator[Any]:
+    client = counting_server.boto3_client(retries={"total_max_attempts": 1}, read_timeout=10)
+    yield client
+    client.close()
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response["Error"]["Code"])
+
+
+def _read_to_the_end(connection: socket.socket) -> None:
+    while connection.recv(4096):
+        pass
+
+
+# Objects
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_a_key_is_kept_exactly(counting_server: CountingServer, client: Any, key: str) -> None:
+    bucket = counting_server.bucket
+    client.put_object(Bucket=bucket, Key=key, Body=b"body of " + key.encode())
+    assert counting_server.objects() == {key: b"body of " + key.encode()}
+    assert client.get_object(Bucket=bucket, Key=key)["Body"].read() == b"body of " + key.encode()
+    assert [c["Key"] for c in client.list_objects_v2(Bucket=bucket)["Contents"]] == [key]
+    client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key}]})
+    assert counting_server.keys() == []
+
+
+def test_an_object_comes_with_its_headers(counting_server: CountingServer, client: Any) -> None:
+    put = client.put_object(
+        Bucket=counting_server.bucket, Key="a", Body=b"abc", ContentType="text/plain", Metadata={"colour": "red"}
+    )
+    got = client.get_object(Bucket=counting_server.bucket, Key="a")
+    got["Body"].read()
+    head = client.head_object(Bucket=counting_server.bucket, Key="a")
+    for answer in (got, head):
+        assert (answer["ETag"], answer["ContentType"], answer["ContentLength"]) == (put["ETag"], "text/plain", 3)
+        assert answer["Metadata"] == {"colour": "red"}
+    assert put["ETag"] == '"900150983cd24fb0d6963f7d28e17f72"'
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected", "content_range"),
+    [
+        ("bytes=0-3", b"0123", "bytes 0-3/10"),
+        ("bytes=8-100", b"89", "bytes 8-9/10"),
+        ("bytes=4-", b"456789", "bytes 4-9/10"),
+        ("bytes=-3", b"789", "bytes 7-9/10"),
+    ],
+)
+def test_a_range_is_answered(
+    counting_server: CountingServer, client: Any, wanted: str, expected: bytes, content_range: str
+) -> None:
+    counting_server.put("a", b"0123456789")
+    got = client.get_object(Bucket=counting_server.bucket, Key="a", Range=wanted)
+    assert (got["Body"].read(), got["ContentRange"]) == (expected, content_range)
+
+
+@pytest.mark.parametrize(("data", "wanted"), [(b"", "bytes=0-9"), (b"0123456789", "bytes=10-")])
+def test_a_range_behind_the_end_is_refused(
+    counting_server: CountingServer, client: Any, data: bytes, wanted: str
+) -> None:
+    counting_server.put("a", data)
+    with pytest.raises(ClientError) as caught:
+        client.get_object(Bucket=counting_server.bucket, Key="a", Range=wanted)
+    assert _code(caught.value) == "InvalidRange"
+
+
+def test_conditions_are_checked(counting_server: CountingServer, client: Any) -> None:
+    bucket, etag = counting_server.bucket, counting_server.put("a", b"old")
+    client.get_object(Bucket=bucket, Key="a", IfMatch=etag)["Body"].read()
+    client.put_object(Bucket=bucket, Key="b", Body=b"", IfNoneMatch="*")
+    calls: list[Callable[[], Any]] = [
+        lambda: client.get_object(Bucket=bucket, Key="a", IfMatch='"other"'),
+        lambda: client.put_object(Bucket=bucket, Key="a", Body=b"", IfNoneMatch="*"),
+        lambda: client.put_object(Bucket=bucket, Key="a", Body=b"", IfMatch='"other"'),
+    ]
+    for call in calls:
+        with pytest.raises(ClientError) as caught:
+            call()
+        assert _code(caught.value) == "PreconditionFailed"
+    assert counting_server.get("a") == b"old"
+
+
+def test_a_missing_object_and_a_missing_bucket_are_told_apart(counting_server: CountingServer, client: Any) -> None:
+    for bucket, code in ((counting_server.bucket, "NoSuchKey"), ("no-such-bucket", "NoSuchBucket")):
+        with pytest.raises(ClientError) as caught:
+            client.get_object(Bucket=bucket, Key="none")
+        assert _code(caught.value) == code
+
+
+def test_an_archived_object_has_a_head_and_no_body(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", b"abc", headers={"x-amz-storage-class": "GLACIER"})
+    assert client.head_object(Bucket=counting_server.bucket, Key="a")["StorageClass"] == "GLACIER"
+    with pytest.raises(ClientError) as caught:
+        client.get_object(Bucket=counting_server.bucket, Key="a")
+    assert _code(caught.value) == "InvalidObjectState"
+
+
+def test_a_copy_outlives_its_source(counting_server: CountingServer, client: Any) -> None:
+    bucket = counting_server.bucket
+    counting_server.put("ä b", b"abc")
+    client.copy_object(Bucket=bucket, Key="copy", CopySource={"Bucket": bucket, "Key": "ä b"})
+    client.delete_object(Bucket=bucket, Key="ä b")
+    assert counting_server.objects() == {"copy": b"abc"}
+
+
+def test_both_kinds_of_chunks_are_unwrapped(counting_server: CountingServer) -> None:
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(counting_server.endpoint).netloc)
+    inner = b"5;chunk-signature=0\r\nhello\r\n6\r\n world\r\n0\r\nx-amz-checksum-crc32:AAAA\r\n\r\n"
+    headers = {"Content-Encoding": "aws-chunked,gzip", "Transfer-Encoding": "chunked"}
+    for key in "ab":  # the second shows that the connection is still in step
+        pieces = [inner[i : i + 7] for i in range(0, len(inner), 7)]
+        connection.request("PUT", f"/{counting_server.bucket}/{key}", pieces, headers, encode_chunked=True)
+        assert connection.getresponse().read() == b""
+    connection.close()
+    assert counting_server.objects() == {"a": b"hello world", "b": b"hello world"}
+
+
+# Listings
+
+
+def test_a_listing_comes_in_pages_in_utf8_order(counting_server: CountingServer, client: Any) -> None:
+    keys = ["a", "a!", "a/1", "a/2", "b", "é", "漢", "\U0001f600"]
+    for key in random.Random(0).sample(keys, len(keys)):
+        counting_server.put(key, b"")
+    pages = client.get_paginator("list_objects_v2").paginate(
+        Bucket=counting_server.bucket, PaginationConfig={"PageSize": 3}
+    )
+    found = [[c["Key"] for c in page["Contents"]] for page in pages]
+    assert found == [keys[:3], keys[3:6], keys[6:]]
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 1000])
+def test_a_delimiter_rolls_up_folders(counting_server: CountingServer, client: Any, page_size: int) -> None:
+    for key in ("data/a/1", "data/a/2", "data/a/3", "data/b", "data/c/1", "database", "other"):
+        counting_server.put(key, b"")
+    keys, prefixes = [], []
+    for page in client.get_paginator("list_objects_v2").paginate(
+        Bucket=counting_server.bucket, Prefix="data", Delimiter="/", PaginationConfig={"PageSize": page_size}
+    ):
+        keys += [c["Key"] for c in page.get("Contents", [])]
+        prefixes += [p["Prefix"] for p in page.get("CommonPrefixes", [])]
+    assert (keys, prefixes) == (["database"], ["data/"])
+    inner = client.list_objects_v2(Bucket=counting_server.bucket, Prefix="data/", Delimiter="/")
+    assert [c["Key"] for c in inner["Contents"]] == ["data/b"]
+    assert [p["Prefix"] for p in inner["CommonPrefixes"]] == ["data/a/", "data/c/"]
+
+
+def test_a_listing_starts_after_a_key(counting_server: CountingServer, client: Any) -> None:
+    for key in "abcd":
+        counting_server.put(key, b"")
+    page = client.list_objects_v2(Bucket=counting_server.bucket, StartAfter="b", MaxKeys=1)
+    assert [c["Key"] for c in page["Contents"]] == ["c"]
+    assert page["IsTruncated"]
+    assert [c["Key"] for c in client.list_objects(Bucket=counting_server.bucket, Marker="b")["Contents"]] == ["c", "d"]
+
+
+def test_generated_objects_are_listed_and_read_from_every_process() -> None:
+    folder = GeneratedObjects("generated", "train/", count=2345, smallest=10, largest=99, suffix=".bin")
+    with start_counting_server(processes=2, generated=[folder]) as server:
+        client = server.boto3_client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="generated", Prefix="train/")
+        listed = [(c["Key"], c["Size"]) for page in pages for c in page["Contents"]]
+        assert listed == [(folder.key(i), folder.size(i)) for i in range(2345)]
+        for index in (0, 7, 2344):
+            made = folder[index]
+            for _ in range(4):
+                body = client.get_object(Bucket="generated", Key=made.key)["Body"].read()
+                assert body == b"".join(made.views(0, made.size))
+        client.close()
+        assert server.counters()["operations"] == {"ListObjectsV2": 3, "GetObject": 12}
+
+
+# Multipart uploads
+
+
+def test_a_multipart_upload_is_visible_only_when_completed(counting_server: CountingServer, client: Any) -> None:
+    bucket, key = counting_server.bucket, "big"
+    parts = [os.urandom(5 * 2**20), b"the end"]
+    upload_id = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    etags = [
+        client.upload_part(Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=n, Body=part)["ETag"]
+        for n, part in enumerate(parts, 1)
+    ]
+    assert counting_server.keys() == []
+    assert [u["UploadId"] for u in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == [upload_id]
+    listed = client.list_parts(Bucket=bucket, Key=key, UploadId=upload_id)["Parts"]
+    assert [(p["PartNumber"], p["Size"]) for p in listed] == [(1, 5 * 2**20), (2, 7)]
+    chosen = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, 1)]
+    client.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": chosen})
+    assert counting_server.objects() == {key: b"".join(parts)}
+    assert counting_server.uploads() == []
+    across = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={5 * 2**20 - 2}-{5 * 2**20 + 2}")["Body"].read()
+    assert across == (parts[0] + parts[1])[5 * 2**20 - 2 : 5 * 2**20 + 3]
+
+
+def test_an_aborted_upload_leaves_nothing(counting_server: CountingServer, client: Any) -> None:
+    bucket = counting_server.bucket
+    upload_id = client.create_multipart_upload(Bucket=bucket, Key="a")["UploadId"]
+    client.upload_part(Bucket=bucket, Key="a", UploadId=upload_id, PartNumber=1, Body=b"abc")
+    client.abort_multipart_upload(Bucket=bucket, Key="a", UploadId=upload_id)
+    assert (counting_server.uploads(), counting_server.keys()) == ([], [])
+    with pytest.raises(ClientError) as caught:
+        client.upload_part(Bucket=bucket, Key="a", UploadId=upload_id, PartNumber=2, Body=b"late")
+    assert _code(caught.value) == "NoSuchUpload"
+
+
+def test_parts_that_s3_refuses_are_refused(counting_server: CountingServer, client: Any) -> None:
+    bucket = counting_server.bucket
+    upload_id = client.create_multipart_upload(Bucket=bucket, Key="a")["UploadId"]
+    one, two = (
+        {
+            "PartNumber": n,
+            "ETag": client.upload_part(Bucket=bucket, Key="a", UploadId=upload_id, PartNumber=n, Body=b"abc")["ETag"],
+        }
+        for n in (1, 2)
+    )
+    for parts, code in (
+        ([one, two], "EntityTooSmall"),
+        ([two, one], "InvalidPartOrder"),
+        ([one | {"ETag": '"other"'}], "InvalidPart"),
+    ):
+        with pytest.raises(ClientError) as caught:
+            client.complete_multipart_upload(
+                Bucket=bucket, Key="a", UploadId=upload_id, MultipartUpload={"Parts": parts}
+            )
+        assert _code(caught.value) == code
+
+
+# Records
+
+
+def test_every_request_is_recorded(counting_server: CountingServer, client: Any) -> None:
+    bucket = counting_server.bucket
+    client.put_object(Bucket=bucket, Key="a b", Body=b"abc")
+    client.get_object(Bucket=bucket, Key="a b", Range="bytes=1-2")["Body"].read()
+    with pytest.raises(ClientError):
+        client.get_object(Bucket=bucket, Key="none")
+    put, got, missing = counting_server.requests
+    assert (put.operation, put.path, put.key, put.status) == ("PutObject", f"/{bucket}/a%20b", "a b", 200)
+    assert put.bytes_received >= 3
+    assert (got.method, got.headers["range"], got.status, got.bytes_sent) == ("GET", "bytes=1-2", 206, 2)
+    assert (missing.status, missing.connection) == (404, put.connection)
+    counting_server.clear()
+    assert counting_server.requests == []
+    assert counting_server.keys() == ["a b"]
+
+
+def test_a_reset_server_is_as_new(counting_server: CountingServer) -> None:
+    counting_server.put("a", b"abc")
+    counting_server.fault(status=503)
+    counting_server.reset()
+    server = counting_server.with_new_bucket()
+    client = server.boto3_client()
+    assert client.list_objects_v2(Bucket=server.bucket)["KeyCount"] == 0
+    client.close()
+
+
+def test_most_in_flight_counts_what_is_held(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", b"abc")
+    counting_server.fault(operation="GetObject", hold=True)
+    with ThreadPoolExecutor(5) as pool:
+        answers = [
+            pool.submit(lambda: client.get_object(Bucket=counting_server.bucket, Key="a")["Body"].read())
+            for _ in range(5)
+        ]
+        counting_server.wait_for_requests(5, operation="GetObject")
+        assert not any(answer.done() for answer in answers)
+        assert counting_server.release() == 5
+        assert [answer.result() for answer in answers] == [b"abc"] * 5
+    assert counting_server.counters()["most_in_flight"] == 5
+    assert counting_server.counters()["in_flight"] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_forked_child_reaches_the_server_and_leaves_it_alone(counting_server: CountingServer) -> None:
+    child = os.fork()
+    if not child:
+        counting_server.put("from-child", b"abc")
+        counting_server.stop()
+        os._exit(len(counting_server.requests))
+    assert os.waitpid(child, 0)[1] == 0
+    assert counting_server.objects() == {"from-child": b"abc"}
+
+
+# Faults
+
+
+def test_an_error_is_answered_so_many_times(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", b"abc")
+    counting_server.fault(method="GET", key="a", skip=1, times=2, status=503, code="SlowDown")
+    answers = []
+    for _ in range(4):
+        try:
+            answers.append(client.get_object(Bucket=counting_server.bucket, Key="a")["Body"].read().decode())
+        except ClientError as error:
+            answers.append(_code(error))
+    assert answers == ["abc", "SlowDown", "SlowDown", "abc"]
+
+
+def test_a_truncated_body_is_shorter_than_announced(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", bytes(5000))
+    counting_server.fault(operation="GetObject", truncate=1000)
+    got = client.get_object(Bucket=counting_server.bucket, Key="a")
+    assert got["ContentLength"] == 5000
+    with pytest.raises(ResponseStreamingError):
+        got["Body"].read()
+    assert counting_server.requests[0].bytes_sent == 1000
+
+
+def test_a_cut_connection_is_reset(counting_server: CountingServer) -> None:
+    counting_server.put("a", bytes(5000))
+    counting_server.fault(operation="GetObject", cut=0, times=1)
+    counting_server.fault(operation="GetObject", cut=10, times=1)
+    host, port = urllib.parse.urlsplit(counting_server.endpoint).netloc.split(":")
+    for _ in range(2):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"GET /{counting_server.bucket}/a HTTP/1.1\r\n\r\n".encode())
+            with pytest.raises(ConnectionResetError):
+                _read_to_the_end(connection)
+
+
+def test_an_upload_is_cut_in_the_middle(counting_server: CountingServer, client: Any) -> None:
+    counting_server.fault(operation="PutObject", cut_upload=1000)
+    with pytest.raises(HTTPClientError):
+        client.put_object(Bucket=counting_server.bucket, Key="a", Body=bytes(2**20))
+    assert counting_server.keys() == []
+    assert counting_server.counters()["in_flight"] == 0
+
+
+def test_a_short_range_says_so(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", bytes(100))
+    counting_server.fault(short_range=True)
+    got = client.get_object(Bucket=counting_server.bucket, Key="a", Range="bytes=10-29")
+    assert (got["ContentLength"], got["ContentRange"]) == (10, "bytes 10-19/100")
+    assert len(got["Body"].read()) == 10
+    assert counting_server.requests[0].headers["range"] == "bytes=10-29"
+
+
+def test_a_range_may_be_ignored(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", bytes(100))
+    counting_server.fault(ignore_range=True)
+    got = client.get_object(Bucket=counting_server.bucket, Key="a", Range="bytes=10-29")
+    assert (got["ResponseMetadata"]["HTTPStatusCode"], len(got["Body"].read())) == (200, 100)
+
+
+def test_an_object_changes_after_its_first_answer(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", b"old")
+    counting_server.fault(operation="GetObject", key="a", times=1, replace_with=b"new")
+    old = client.get_object(Bucket=counting_server.bucket, Key="a")
+    assert old["Body"].read() == b"old"
+    assert client.get_object(Bucket=counting_server.bucket, Key="a")["Body"].read() == b"new"
+    with pytest.raises(ClientError) as caught:
+        client.get_object(Bucket=counting_server.bucket, Key="a", IfMatch=old["ETag"])
+    assert _code(caught.value) == "PreconditionFailed"
+
+
+def test_headers_are_changed_and_left_out(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", b"abc")
+    counting_server.fault(headers={"etag": None, "Content-Type": "text/html"})
+    got = client.get_object(Bucket=counting_server.bucket, Key="a")
+    assert "ETag" not in got
+    assert (got["ContentType"], got["Body"].read()) == ("text/html", b"abc")
+
+
+def test_a_byte_is_corrupted(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", b"\x00\x00\x00")
+    counting_server.fault(corrupt=1)
+    assert client.get_object(Bucket=counting_server.bucket, Key="a")["Body"].read() == b"\x00\xff\x00"
+
+
+def test_expired_credentials_are_refused(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", b"abc")
+    counting_server.expire_credentials("another-key")
+    client.head_object(Bucket=counting_server.bucket, Key="a")
+    counting_server.expire_credentials(counting_server.access_key)
+    with pytest.raises(ClientError) as caught:
+        client.get_object(Bucket=counting_server.bucket, Key="a")
+    assert _code(caught.value) == "ExpiredToken"
+    counting_server.faults_clear()
+    client.head_object(Bucket=counting_server.bucket, Key="a")
+
+
+def test_an_answer_is_late_and_slow(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", bytes(100_000))
+    counting_server.fault(operation="GetObject", delay_seconds=0.2, pace_bytes_per_second=500_000)
+    start = time.monotonic()
+    got = client.get_object(Bucket=counting_server.bucket, Key="a")
+    assert time.monotonic() - start >= 0.2
+    got["Body"].read()
+    assert time.monotonic() - start >= 0.4
+
+
+def test_the_whole_server_is_shaped(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", b"abc")
+    counting_server.shape(latency_seconds=0.1, pace_bytes_per_second=1_000_000)
+    try:
+        start = time.monotonic()
+        client.head_object(Bucket=counting_server.bucket, Key="a")
+        assert time.monotonic() - start >= 0.1
+        start = time.monotonic()
+        client.put_object(Bucket=counting_server.bucket, Key="b", Body=bytes(300_000))
+        assert time.monotonic() - start >= 0.3
+    finally:
+        counting_server.shape()
+
+
+def test_a_reader_that_stops_makes_the_server_wait(counting_server: CountingServer) -> None:
+    counting_server.put("big", bytes(64 * 2**20))
+    host, port = urllib.parse.urlsplit(counting_server.endpoint).netloc.split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"GET /{counting_server.bucket}/big HTTP/1.1\r\n\r\n".encode())
+        assert connection.recv(1000)
+        assert counting_server.requests[0].bytes_sent < 32 * 2**20
+
+
+def test_many_connections_are_answered_at_once(counting_server: CountingServer) -> None:
+    counting_server.put("a", b"abc")
+    client = counting_server.boto3_client(max_pool_connections=32)
+    lock, bodies = threading.Lock(), []
+
+    def read() -> None:
+        for _ in range(20):
+            body = client.get_object(Bucket=counting_server.bucket, Key="a")["Body"].read()
+            with lock:
+                bodies.append(body)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    client.close()
+    assert bodies == [b"abc"] * 160
