@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from s3core import NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
+from s3core import NoSuchKeyError, ObjectChangedError, S3Client, S3ClientConfig, parse_s3_uri
 from s3torch_datasets import S3Reader, S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer
 
 from ._address import parse_object_uri
@@ -213,5 +213,7 @@ class S3Checkpoint:
                 for chunk in stream:
                     file.write(chunk)
                     bar.advance(memoryview(chunk).nbytes)
+                if info.size and stream.object_info.etag != info.etag:
+                    raise ObjectChangedError(f"s3://{bucket}/{key} was replaced while it was loaded; load it again")
 
         return cached_copy(cache_dir, identity, version, info.size, download)

@@ -86,9 +86,7 @@ def torch_to_dcp(
     else:
         state = torch.load(source, map_location="cpu", weights_only=weights_only)
     if not isinstance(state, dict):
-        raise TypeError(
-            f"{os.fspath(source)} holds a {type(state).__name__}; a distributed checkpoint needs a dict"
-        )
+        raise TypeError(f"{os.fspath(source)} holds a {type(state).__name__}; a distributed checkpoint needs a dict")
     writer: StorageWriter
     if is_s3_uri(target):
         writer = S3StorageWriter(region, target, endpoint=endpoint, s3client_config=s3client_config, progress=progress)

@@ -17,8 +17,7 @@ from .._memory import is_plain
 from .._region import cut_region
 from .._tensor_pieces import BlockPiece, PlainPiece
 from ._payload import Payload, payload_of
-
-BLOCK_BYTES = 32 * 2**20
+from ._sharing import BLOCK_BYTES
 
 Decode = Callable[[Sequence[str], IO[bytes]], IO[bytes]]
 
@@ -61,13 +60,14 @@ class ItemReader:
     decode: Decode
     uri_of: Callable[[str], str]
 
-    def pieces(self, item: ReadItem, info: Any, key: str) -> Iterator[LoadPiece]:
+    def pieces(self, item: ReadItem, info: Any, key: str, *, in_blocks: bool = False) -> Iterator[LoadPiece]:
         """Give what must be fetched for one item.
 
         Args:
             item: The item.
             info: torch's record of where it is stored.
             key: Key of the object.
+            in_blocks: Cut the item as `block_sizes` does, wherever its destination is.
 
         Yields:
             The pieces; none for a tensor without elements, which is done at once.
@@ -76,7 +76,7 @@ class ItemReader:
         if item.type == LoadItemType.BYTE_IO:
             yield self._bytes_piece(item, info, key)
         elif payload is not None and not _descriptors(info):
-            yield from self._payload_pieces(item, payload, key, info)
+            yield from self._payload_pieces(item, payload, key, info, in_blocks)
         else:
             yield self._tensor_piece(item, info, key)
 
@@ -101,7 +101,9 @@ class ItemReader:
 
         return WholePiece(Want(key, info.offset, info.offset + info.length), use)
 
-    def _payload_pieces(self, item: ReadItem, payload: Payload, key: str, info: Any) -> Iterator[LoadPiece]:
+    def _payload_pieces(
+        self, item: ReadItem, payload: Payload, key: str, info: Any, in_blocks: bool
+    ) -> Iterator[LoadPiece]:
         target = self._target(item, key)
         itemsize = payload.dtype.itemsize
         in_place = is_plain(target) and target.dtype == payload.dtype
@@ -112,7 +114,7 @@ class ItemReader:
                     tuple(item.storage_offsets),
                     tuple(item.lengths),
                     itemsize,
-                    max_block_bytes=None if in_place else BLOCK_BYTES,
+                    max_block_bytes=None if in_place and not in_blocks else BLOCK_BYTES,
                 )
             )
         except ValueError as error:

@@ -62,5 +62,3 @@ def open_file(client: S3Client, uri: str) -> SafetensorsFile:
                 raise CorruptCheckpointError(f"{uri} was replaced while its header was read; read it again")
     header = parse_header(bytes(start[LENGTH_BYTES:end]), info.size, uri)
     return SafetensorsFile(uri, bucket, key, info.etag, header)
-
-

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 import torch
+
 from s3core import NoSuchKeyError, S3Client, S3ClientConfig
 
 from .._address import CheckpointAddress, parse_object_uri
@@ -144,7 +145,7 @@ def parse_index(text: bytes, uri: str) -> dict[str, str]:
         parts = file_name.split("/") if isinstance(file_name, str) else [""]
         if any(part in ("", ".", "..") for part in parts):
             raise CorruptCheckpointError(
-                f"{uri} is not a valid index: it places tensor {name!r} in {file_name!r}, which is no file of its folder"
+                f"{uri} is not a valid index: it places {name!r} in {file_name!r}, which is no file of its folder"
             )
     return weight_map
 
@@ -231,5 +232,3 @@ def _nothing() -> None: ...
 
 def _open(client: S3Client, uri: str, _stop: object) -> SafetensorsFile:
     return open_file(client, uri)
-
-

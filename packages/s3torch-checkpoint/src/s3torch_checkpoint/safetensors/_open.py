@@ -1,4 +1,4 @@
-"""`safe_open`: a safetensors file to look into, one tensor or one slice at a time, as the library of that name has it."""
+"""`safe_open`: a safetensors file to look into, by one tensor or one slice at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from types import EllipsisType, TracebackType
 from typing import Any, Self
 
 import torch
+
 from s3core import S3Client, S3ClientConfig
 
 from .._fetch import Piece, fetch_pieces
@@ -161,7 +162,9 @@ class SafeSlice:
             fetch_pieces(self._client, self._file.bucket, pieces, progress, etags=etags)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return covering[tuple(0 if drop else slice(None, None, step) for step, drop in zip(steps, dropped, strict=True))]
+        return covering[
+            tuple(0 if drop else slice(None, None, step) for step, drop in zip(steps, dropped, strict=True))
+        ]
 
 
 def _nothing() -> None: ...
