@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from s3torch_datasets import S3Reader, S3ReaderConstructor, S3ReaderConstructorP
 from ._address import parse_object_uri
 from ._archive_reader import ArchiveReader
 from ._cache import cached_copy, default_cache_dir
+from ._open_reader import open_reader
 from ._payload_size import estimate_saved_bytes
 from ._progress import TransferProgress
 from ._upload import upload
@@ -73,12 +73,7 @@ class S3Checkpoint:
             ValueError: The URI is malformed or names no object.
         """
         bucket, key = parse_object_uri(s3_uri)
-        return self._reader_constructor(
-            bucket,
-            key,
-            partial(self._client.head_object, bucket, key),
-            partial(self._client.get_object, bucket, key),
-        )
+        return open_reader(self._client, self._reader_constructor, bucket, key)
 
     def writer(self, s3_uri: str) -> S3Writer:
         """Open a checkpoint for `torch.save`.

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
@@ -14,6 +14,7 @@ from s3core import NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
 from s3torch_datasets import S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer
 
 from .._address import parse_object_uri
+from .._open_reader import open_reader
 
 
 class S3FileSystem(FileSystemBase):
@@ -64,13 +65,7 @@ class S3FileSystem(FileSystemBase):
             with S3Writer(self._client.put_object(bucket, key)) as writer:
                 yield cast("io.IOBase", writer)
         elif mode in ("rb", "r"):
-            reader = self._reader_constructor(
-                bucket,
-                key,
-                lambda: self._client.head_object(bucket, key),
-                lambda *args, **kwargs: self._client.get_object(bucket, key, **_range(*args, **kwargs)),
-            )
-            with reader:
+            with open_reader(self._client, self._reader_constructor, bucket, key) as reader:
                 yield reader
         else:
             raise ValueError(f"{os.fspath(path)} cannot be opened with mode {mode!r}; 'rb' and 'wb' are possible")
@@ -132,7 +127,3 @@ class S3FileSystem(FileSystemBase):
         base = key if not key or key.endswith("/") else key + "/"
         pages = self._client.list_objects(bucket, base, "/")
         return [f"s3://{bucket}/{name}" for page in pages for name in page.keys]
-
-
-def _range(start: int | None = None, end: int | None = None) -> dict[str, Any]:
-    return {"start": start, "end": end}
