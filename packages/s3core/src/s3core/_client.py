@@ -133,6 +133,7 @@ class S3Client:
         start: int | None = None,
         end: int | None = None,
         version_id: str | None = None,
+        etag: str | None = None,
     ) -> GetObjectStream:
         """Open an object, or a range of it, for reading; nothing is sent yet.
 
@@ -143,12 +144,14 @@ class S3Client:
             start: First byte; None for the first of the object.
             end: One past the last byte; None for the object's end. Past the end means the end.
             version_id: The version; None for the latest.
+            etag: The ETag that the object must still have, or reading raises `ObjectChangedError`; None for any.
+                Several streams that must be of one version name it.
 
         Returns:
             A stream of bytes; see `GetObjectStream`.
         """
         target = _target(bucket, key, version_id)
-        return GetObjectStream(self._runtime, target, object_info=object_info, start=start, end=end)
+        return GetObjectStream(self._runtime, target, object_info=object_info, start=start, end=end, etag=etag)
 
     def read_ranges(self, reads: Iterable[RangeRead], *, progress: Callable[[int], None] | None = None) -> None:
         """Read many ranges of many objects at once, each straight into its buffer.

@@ -75,6 +75,7 @@ class GetObjectStream:
         object_info: ObjectInfo | None = None,
         start: int | None = None,
         end: int | None = None,
+        etag: str | None = None,
     ) -> None:
         if start is not None and start < 0:
             raise ValueError(f"start of {target.uri} is {start}; it must be at least 0")
@@ -83,6 +84,7 @@ class GetObjectStream:
         self._runtime = runtime
         self._target = target
         self._limit = end
+        self._etag = etag
         # What was said before the first answer is only a hint: the object may have been replaced since.
         self._hint = object_info
         self._answer: Future[ObjectInfo] | None = None
@@ -277,7 +279,7 @@ class GetObjectStream:
     def _submit(self, size: int, *, slot: Slot | None = None, answer: Future[ObjectInfo] | None = None) -> _Part:
         """Send the next range; it joins the window unless its bytes go to a slot."""
         start, end = self._planned, self._planned + size
-        etag = wait_for(self._answer).etag if answer is None and self._answer is not None else None
+        etag = wait_for(self._answer).etag if answer is None and self._answer is not None else self._etag
         runtime, target, wish = self._runtime, self._target, self._wish
 
         def task() -> Any:

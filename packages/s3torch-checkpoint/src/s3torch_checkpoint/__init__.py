@@ -4,12 +4,25 @@ from s3core import S3ClientConfig
 
 from .__about__ import __version__
 from ._checkpoint import S3Checkpoint
+from ._errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CorruptCheckpointError,
+    IncompleteCheckpointError,
+    NoCheckpointError,
+)
 
 __all__ = [
     # Checkpoints of one object
     "S3Checkpoint",
     # Settings
     "S3ClientConfig",
+    # Errors
+    "CheckpointError",
+    "CheckpointExistsError",
+    "CorruptCheckpointError",
+    "IncompleteCheckpointError",
+    "NoCheckpointError",
     # Version
     "__version__",
 ]

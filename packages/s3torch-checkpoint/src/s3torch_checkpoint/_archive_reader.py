@@ -7,13 +7,15 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from s3core import GetObjectStream, ObjectInfo, S3Client, S3Exception
+from s3core import GetObjectStream, ObjectChangedError, ObjectInfo, S3Client, S3Exception
 
 from ._progress import TransferProgress
 
 KiB = 2**10
 MiB = 2**20
 
+# What a load holds beside the model: enough requests in flight for 10 Gbit/s, little beside a model.
+WINDOW_BYTES = 160 * MiB
 _TAIL_BYTES = 64 * KiB
 _MAX_TAIL_BYTES = 64 * MiB
 # Reading over a gap costs less than a new stream up to about this length.
@@ -46,6 +48,7 @@ class ArchiveReader(io.RawIOBase):
         self._key = key
         self._progress = progress
         self._stream: GetObjectStream = client.get_object(bucket, key)
+        self._stream.window = WINDOW_BYTES
         self._chunks: Iterator[Any] = iter(self._stream)
         self._info: ObjectInfo = self._stream.object_info
         self._chunk = memoryview(b"")
@@ -134,12 +137,14 @@ class ArchiveReader(io.RawIOBase):
         chunk = next(self._chunks, None)
         if chunk is None:
             raise S3Exception(f"{self._uri} ended at byte {end} of {self.size}; it cannot be read to its end")
+        self._check_version(self._stream)
         self._chunk_start = end
         self._chunk = memoryview(chunk).cast("B")
         self._progress.advance(len(self._chunk))
 
     def _fill_in_place(self, view: memoryview) -> int:
         filled = self._stream.read_into(view)
+        self._check_version(self._stream)
         self._position += filled
         self._chunk = memoryview(b"")
         self._chunk_start = self._position
@@ -148,9 +153,15 @@ class ArchiveReader(io.RawIOBase):
             raise S3Exception(f"{self._uri} ended at byte {self._position} of {self.size}")
         return filled
 
+    def _check_version(self, stream: GetObjectStream) -> None:
+        """Refuse bytes of another version than the first; each stream itself is of one version."""
+        if stream.object_info.etag != self._info.etag:
+            raise ObjectChangedError(f"{self._uri} was replaced while it was loaded; load it again")
+
     def _restart(self) -> None:
         self._stream.close()
         self._stream = self._open(self._position, self.size)
+        self._stream.window = WINDOW_BYTES
         self._chunks = iter(self._stream)
         self._chunk = memoryview(b"")
         self._chunk_start = self._position
@@ -163,12 +174,14 @@ class ArchiveReader(io.RawIOBase):
         start = max(0, self.size - _TAIL_BYTES)
         with self._open(start, self.size) as stream:
             tail = stream.read_all()
+            self._check_version(stream)
         directory = _directory_start(tail)
         if directory is not None:
             wanted = max(0, directory - _BEFORE_DIRECTORY_BYTES)
             if self.size - _MAX_TAIL_BYTES <= wanted < start:
                 with self._open(wanted, start) as stream:
                     tail = stream.read_all() + tail
+                    self._check_version(stream)
                 start = wanted
         self._tail = memoryview(tail)
         self._tail_start = start

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from s3core import NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
+from s3core import NoSuchKeyError, ObjectChangedError, S3Client, S3ClientConfig, parse_s3_uri
 from s3torch_datasets import S3Reader, S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer
 
 from ._address import parse_object_uri
 from ._archive_reader import ArchiveReader
 from ._cache import cached_copy, default_cache_dir
+from ._open_reader import open_reader
 from ._payload_size import estimate_saved_bytes
 from ._progress import TransferProgress
 from ._upload import upload
-
-MiB = 2**20
-# What a load holds beside the model: enough requests in flight for 10 Gbit/s, little beside a model.
-_LOAD_WINDOW_BYTES = 160 * MiB
 
 
 class S3Checkpoint:
@@ -78,12 +73,7 @@ class S3Checkpoint:
             ValueError: The URI is malformed or names no object.
         """
         bucket, key = parse_object_uri(s3_uri)
-        return self._reader_constructor(
-            bucket,
-            key,
-            partial(self._client.head_object, bucket, key),
-            partial(self._client.get_object, bucket, key),
-        )
+        return open_reader(self._client, self._reader_constructor, bucket, key)
 
     def writer(self, s3_uri: str) -> S3Writer:
         """Open a checkpoint for `torch.save`.
@@ -165,7 +155,7 @@ class S3Checkpoint:
             return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
         with (
             TransferProgress(f"Loading {s3_uri}", None, progress) as bar,
-            ArchiveReader(self._window_client(), bucket, key, bar) as file,
+            ArchiveReader(self._client, bucket, key, bar) as file,
         ):
             bar.expect(file.size)
             return torch.load(file, map_location=map_location, weights_only=weights_only)  # type: ignore[arg-type]
@@ -205,13 +195,6 @@ class S3Checkpoint:
         pages = self._client.list_objects(bucket, prefix)
         return [f"s3://{bucket}/{key}" for page in pages for key in page.keys]
 
-    def _window_client(self) -> S3Client:
-        config = self._client.s3client_config
-        if config.memory_limit <= _LOAD_WINDOW_BYTES:
-            return self._client
-        small = replace(config, memory_limit=_LOAD_WINDOW_BYTES, part_size=min(config.part_size, 5 * MiB))
-        return S3Client(self._region, endpoint=self._endpoint, s3client_config=small)
-
     def _download(self, bucket: str, key: str, cache_dir: Path, progress: bool) -> Path:
         info = self._client.head_object(bucket, key)
         identity = (str(self._endpoint), bucket, key)
@@ -225,5 +208,7 @@ class S3Checkpoint:
                 for chunk in stream:
                     file.write(chunk)
                     bar.advance(memoryview(chunk).nbytes)
+                if info.size and stream.object_info.etag != info.etag:
+                    raise ObjectChangedError(f"s3://{bucket}/{key} was replaced while it was loaded; load it again")
 
         return cached_copy(cache_dir, identity, version, info.size, download)

@@ -11,10 +11,12 @@ from s3core import RangeRead, S3Client
 
 from ._fetch_plan import Fetch, Want, plan_fetches
 from ._progress import TransferProgress
+from ._threads import StoppedError
 
 MiB = 2**20
 WINDOW_BYTES = 256 * MiB
 _POLL_SECONDS = 0.1
+_STOP_SECONDS = 1.0
 
 
 class Piece(Protocol):
@@ -137,6 +139,7 @@ class _Load:
         self._current: list[tuple[Fetch, memoryview]] = []
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._stopped = False
 
     def start(self, batch: _Batch) -> None:
         """Open the destinations of a batch and begin to fetch it in a thread."""
@@ -151,8 +154,14 @@ class _Load:
     def wait(self) -> None:
         """Wait for the batch, in such a way that Ctrl-C ends the wait; raise its error."""
         assert self._thread is not None
-        while self._thread.is_alive():
-            self._thread.join(_POLL_SECONDS)
+        try:
+            while self._thread.is_alive():
+                self._thread.join(_POLL_SECONDS)
+        except BaseException:
+            # The fetching thread sees this at its next answer; the buffers are the caller's again as soon as it ends.
+            self._stopped = True
+            self._thread.join(_STOP_SECONDS)
+            raise
         if self._error is not None:
             raise self._error
 
@@ -192,6 +201,11 @@ class _Load:
 
     def _fetch(self, reads: list[RangeRead]) -> None:
         try:
-            self._client.read_ranges(reads, progress=self._progress.advance)
+            self._client.read_ranges(reads, progress=self._count)
         except BaseException as error:
             self._error = error
+
+    def _count(self, length: int) -> None:
+        if self._stopped:
+            raise StoppedError
+        self._progress.advance(length)

@@ -2,6 +2,12 @@
 
 from s3core import S3ClientConfig
 from s3torch_datasets.__about__ import __version__
+from s3torch_datasets._bucket_key_data import S3BucketKeyData
+from s3torch_datasets._errors import SKIP
+from s3torch_datasets._filters import ObjectFilter
+from s3torch_datasets._iterable_dataset import S3IterableDataset
+from s3torch_datasets._map_dataset import S3MapDataset
+from s3torch_datasets._options import IterationOptions, ReadOptions
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._ranged_reader import RangedS3Reader
 from s3torch_datasets._reader import S3Reader
@@ -10,7 +16,15 @@ from s3torch_datasets._sequential_reader import SequentialS3Reader
 from s3torch_datasets._streaming_reader import StreamingS3Reader
 from s3torch_datasets._writer import S3Writer
 
-__all__ = [  # noqa: RUF022 (grouped by what they are for)
+__all__ = [
+    # datasets
+    "S3MapDataset",
+    "S3IterableDataset",
+    "S3BucketKeyData",
+    "ObjectFilter",
+    "ReadOptions",
+    "IterationOptions",
+    "SKIP",
     # readers
     "S3Reader",
     "SequentialS3Reader",

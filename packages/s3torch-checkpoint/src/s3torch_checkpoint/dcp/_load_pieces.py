@@ -13,62 +13,13 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner, Read
 
 from .._errors import CorruptCheckpointError
 from .._fetch_plan import Want
-from .._memory import is_plain, tensor_buffer
-from .._region import Block, cut_region
+from .._memory import is_plain
+from .._region import cut_region
+from .._tensor_pieces import BlockPiece, PlainPiece
 from ._payload import Payload, payload_of
-
-BLOCK_BYTES = 32 * 2**20
+from ._sharing import BLOCK_BYTES
 
 Decode = Callable[[Sequence[str], IO[bytes]], IO[bytes]]
-
-
-class PlainPiece:
-    """Bytes that are exactly what a contiguous CPU tensor's memory shall hold."""
-
-    def __init__(self, want: Want, target: torch.Tensor, on_done: Callable[[], None]) -> None:
-        self.want = want
-        self.memory_bytes = 0
-        self._target = target
-        self._on_done = on_done
-
-    def open(self) -> memoryview:
-        """The memory of the destination itself."""
-        return tensor_buffer(self._target)
-
-    def finish(self) -> None:
-        """Say that the destination is filled."""
-        self._on_done()
-
-
-class BlockPiece:
-    """Bytes that hold a block of elements for a destination elsewhere: another device, dtype, or stride."""
-
-    def __init__(
-        self, want: Want, block: Block, dtype: torch.dtype, target: torch.Tensor, on_done: Callable[[], None]
-    ) -> None:
-        self.want = want
-        self.memory_bytes = want.end - want.start
-        self._block = block
-        self._dtype = dtype
-        self._target = target
-        self._on_done = on_done
-        self._staging: torch.Tensor | None = None
-
-    def open(self) -> memoryview:
-        """A buffer, pinned where the destination is a CUDA tensor, so that its copy overlaps the next fetch."""
-        self._staging = torch.empty(
-            self.memory_bytes, dtype=torch.uint8, pin_memory=self._target.is_cuda and torch.cuda.is_available()
-        )
-        return tensor_buffer(self._staging)
-
-    def finish(self) -> None:
-        """Copy the elements to the destination."""
-        assert self._staging is not None
-        elements = self._staging.view(self._dtype).as_strided(self._block.lengths, self._block.strides)
-        # The allocator of pinned memory keeps the buffer until the copy has happened.
-        self._target.copy_(elements, non_blocking=self._staging.is_pinned())
-        self._staging = None
-        self._on_done()
 
 
 class WholePiece:
@@ -109,13 +60,14 @@ class ItemReader:
     decode: Decode
     uri_of: Callable[[str], str]
 
-    def pieces(self, item: ReadItem, info: Any, key: str) -> Iterator[LoadPiece]:
+    def pieces(self, item: ReadItem, info: Any, key: str, *, in_blocks: bool = False) -> Iterator[LoadPiece]:
         """Give what must be fetched for one item.
 
         Args:
             item: The item.
             info: torch's record of where it is stored.
             key: Key of the object.
+            in_blocks: Cut the item as `block_sizes` does, wherever its destination is.
 
         Yields:
             The pieces; none for a tensor without elements, which is done at once.
@@ -124,7 +76,7 @@ class ItemReader:
         if item.type == LoadItemType.BYTE_IO:
             yield self._bytes_piece(item, info, key)
         elif payload is not None and not _descriptors(info):
-            yield from self._payload_pieces(item, payload, key, info)
+            yield from self._payload_pieces(item, payload, key, info, in_blocks)
         else:
             yield self._tensor_piece(item, info, key)
 
@@ -149,7 +101,9 @@ class ItemReader:
 
         return WholePiece(Want(key, info.offset, info.offset + info.length), use)
 
-    def _payload_pieces(self, item: ReadItem, payload: Payload, key: str, info: Any) -> Iterator[LoadPiece]:
+    def _payload_pieces(
+        self, item: ReadItem, payload: Payload, key: str, info: Any, in_blocks: bool
+    ) -> Iterator[LoadPiece]:
         target = self._target(item, key)
         itemsize = payload.dtype.itemsize
         in_place = is_plain(target) and target.dtype == payload.dtype
@@ -160,7 +114,7 @@ class ItemReader:
                     tuple(item.storage_offsets),
                     tuple(item.lengths),
                     itemsize,
-                    max_block_bytes=None if in_place else BLOCK_BYTES,
+                    max_block_bytes=None if in_place and not in_blocks else BLOCK_BYTES,
                 )
             )
         except ValueError as error:

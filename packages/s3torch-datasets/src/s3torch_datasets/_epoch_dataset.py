@@ -1,0 +1,157 @@
+"""What the iterable datasets share: epochs, sharding, the shuffled order, and resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from s3core import S3ClientConfig
+from s3torch_datasets._dataset import GetDatasetObjects, ObjectDataset, T_co
+from s3torch_datasets._epoch import SharedEpoch
+from s3torch_datasets._options import IterationSettings
+from s3torch_datasets._permutation import Permutation
+from s3torch_datasets._place import find_place, find_rank
+from s3torch_datasets._protocol import S3ReaderConstructorProtocol
+from s3torch_datasets._resume import Progress, State, apply_state, check_is_between_epochs, check_is_state, to_state
+from s3torch_datasets._sharding import Place, plan_shard
+from s3torch_datasets._shared_index import is_spawning
+
+_BLOCK_ROWS = 1024
+
+
+class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
+    """An iterable dataset that goes over its objects in epochs.
+
+    Args:
+        region: Region of the bucket; None to find it.
+        get_dataset_objects: Returns the objects.
+        endpoint: Endpoint of an S3-compatible store.
+        transform: Makes a sample.
+        s3client_config: Settings of the client.
+        enable_sharding: Split the objects over ranks and workers.
+        reader_constructor: Which reader to make.
+        settings: The added options.
+    """
+
+    _settings: IterationSettings
+
+    def __init__(
+        self,
+        region: str | None,
+        get_dataset_objects: GetDatasetObjects,
+        endpoint: str | None,
+        transform: Callable[..., T_co],
+        s3client_config: S3ClientConfig | None,
+        enable_sharding: bool,
+        reader_constructor: S3ReaderConstructorProtocol | None,
+        settings: IterationSettings,
+    ) -> None:
+        super().__init__(
+            region, get_dataset_objects, endpoint, transform, s3client_config, reader_constructor, settings
+        )
+        settings.check(enable_sharding=enable_sharding)
+        self._enable_sharding = enable_sharding
+        self._shared = SharedEpoch()
+        self._parent_rank: tuple[int, int] | None = None
+        self._progress: Progress | None = None
+        self._resume: State | None = None
+        self._resume_is_of_worker = False
+        self._order_state: State | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration reads."""
+        return self._shared.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch of the next iteration, and so its order; persistent workers see it too.
+
+        Call it before each epoch, with the same number on all ranks. A state that was loaded for another epoch is
+        dropped.
+        """
+        self._shared.epoch = int(epoch)
+        if self._resume is not None and self._resume["epoch"] != epoch:
+            self._resume = None
+
+    def state_dict(self) -> State:
+        """Returns where the iteration of this copy stands, exact to the sample.
+
+        Raises:
+            RuntimeError: DataLoader workers iterated their copies, and this one was not: only they know.
+        """
+        if self._progress is not None:
+            return to_state(self._progress, self._order())
+        if self._resume is not None:
+            return dict(self._resume)
+        if self._shared.was_iterated_in_a_worker and get_worker_info() is None:
+            raise RuntimeError(
+                "the workers of a DataLoader iterated copies of this dataset, and only they know how far they are; "
+                "use torchdata's StatefulDataLoader and its state_dict(), or num_workers=0"
+            )
+        return to_state(Progress(self.epoch, *self._plan(len(self.index))), self._order())
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Lets the next iteration go on where a state stands; nothing that was read before is fetched again.
+
+        Raises:
+            ValueError: It is no state of this version. A state of the middle of an epoch that does not fit this
+                dataset, rank or worker raises when the iteration starts.
+        """
+        check_is_state(state_dict)
+        self._resume = state_dict
+        self._resume_is_of_worker = get_worker_info() is not None
+        self._progress = None
+        if not self._resume_is_of_worker:
+            self._shared.epoch = state_dict["epoch"]
+
+    def _begin(self) -> Progress:
+        """Starts an iteration: reads the epoch, the rank and the worker, and takes up a state that was loaded."""
+        resume, self._resume = self._resume, None
+        in_worker = get_worker_info() is not None
+        if in_worker:
+            self._shared.mark_worker_iteration()
+        epoch = self.epoch if resume is None else resume["epoch"]
+        progress = Progress(epoch, *self._plan(len(self.index)))
+        if resume is not None and in_worker and not self._resume_is_of_worker:
+            check_is_between_epochs(resume)
+        elif resume is not None:
+            apply_state(resume, progress, self._order(), in_worker=in_worker)
+        self._progress = progress
+        return progress
+
+    def _rows(self, progress: Progress) -> Iterator[int]:
+        """Yields the rows of the index from where the iteration stands."""
+        shard, settings = progress.shard, self._settings
+        shuffled = Permutation(shard.total, settings.seed, progress.epoch) if settings.shuffle else None
+        for first in range(progress.position, shard.size, _BLOCK_ROWS):
+            positions = shard.positions(first, _BLOCK_ROWS)
+            yield from (positions if shuffled is None else shuffled(positions)).tolist()
+
+    def _plan(self, total: int) -> tuple[Place, Any]:
+        place, settings = Place(), self._settings
+        if self._enable_sharding:
+            place = find_place(settings.rank, settings.world_size, self._parent_rank)
+        return place, plan_shard(total, place, settings.shard_remainder)
+
+    def _order(self) -> State:
+        """Returns what the order of the samples depends on besides the epoch."""
+        if self._order_state is None:
+            settings = self._settings
+            self._order_state = {
+                "objects": len(self.index),
+                "fingerprint": self.index.fingerprint(),
+                "shuffle": settings.shuffle,
+                "seed": settings.seed,
+                "enable_sharding": self._enable_sharding,
+                "shard_remainder": settings.shard_remainder,
+            }
+        return self._order_state
+
+    def __getstate__(self) -> State:
+        state = {**super().__getstate__(), "_progress": None}
+        if is_spawning():
+            # A spawned worker has no process group of its own.
+            state["_parent_rank"] = find_rank(self._parent_rank)
+        return state

@@ -1,0 +1,77 @@
+"""Lists a prefix into an index."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+
+from s3core import S3Client, parse_s3_uri
+from s3torch_datasets._bucket_key_data import S3BucketKeyData
+from s3torch_datasets._filters import ObjectFilter
+from s3torch_datasets._index import ObjectIndex
+from s3torch_datasets._parallel_listing import list_prefix
+from s3torch_datasets._progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+
+class PrefixObjects:
+    """The `get_dataset_objects` of `from_prefix`.
+
+    Args:
+        s3_uri: `s3://bucket/prefix`; the prefix is raw, so `s3://b/data/a` also means `data/abc`.
+    """
+
+    def __init__(self, s3_uri: str) -> None:
+        self.uri = s3_uri
+        self.bucket, self.prefix = parse_s3_uri(s3_uri)
+
+    def __call__(self, client: S3Client) -> Iterable[S3BucketKeyData]:
+        """Lists one object after the other."""
+        return iter(self.make_index(client, ObjectFilter(), progress=False))
+
+    def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool | None) -> ObjectIndex:
+        """Lists the prefix."""
+        with progress_bar(f"Listing {self.uri}", " objects", shown=progress) as bar:
+            selector = list_prefix(client, self.bucket, self.prefix, object_filter or ObjectFilter(), bar.update)
+        if selector.markers or selector.archived:
+            logger.info(
+                "%s: left out %d directory markers and %d archived objects (ObjectFilter keeps them)",
+                self.uri,
+                selector.markers,
+                selector.archived,
+            )
+        return selector.builder.build()
+
+
+class UriObjects:
+    """The `get_dataset_objects` of `from_objects`: the URIs are read once, when the dataset is made.
+
+    Args:
+        object_uris: One `s3://bucket/key`, or any iterable of them.
+
+    Raises:
+        ValueError: A URI is malformed or names no object.
+    """
+
+    def __init__(self, object_uris: str | Iterable[str]) -> None:
+        uris = (object_uris,) if isinstance(object_uris, str) else object_uris
+        self._index = ObjectIndex.of(_named_objects(uris))
+
+    def __call__(self, client: S3Client) -> Iterable[S3BucketKeyData]:
+        """Returns the objects; sends nothing."""
+        return iter(self._index)
+
+    def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool | None) -> ObjectIndex:
+        """Returns the objects; sends nothing."""
+        if object_filter is None:
+            return self._index
+        return ObjectIndex.of(one for one in self._index if object_filter.accepts(one))
+
+
+def _named_objects(uris: Iterable[str]) -> Iterator[S3BucketKeyData]:
+    for uri in uris:
+        bucket, key = parse_s3_uri(uri)
+        if not key:
+            raise ValueError(f"{uri!r} names a bucket and no object; use from_prefix for all objects of a prefix")
+        yield S3BucketKeyData(bucket, key)

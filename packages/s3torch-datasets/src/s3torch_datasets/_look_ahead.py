@@ -1,0 +1,126 @@
+"""Reads ahead over the coming objects, in order, within a bound of requests and of bytes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+
+from s3torch_datasets._object_source import ObjectSource
+
+
+class ByteBudget:
+    """Bytes that all look-aheads of a process may have on their way or waiting; asking never waits."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._used = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes taken now, in this process."""
+        return self._used if self._pid == os.getpid() else 0
+
+    def try_take(self, size_bytes: int, limit_bytes: int) -> bool:
+        """Takes bytes where the limit allows it, and says whether it did."""
+        self._start_over_after_fork()
+        with self._lock:
+            if self._used + size_bytes > limit_bytes:
+                return False
+            self._used += size_bytes
+            return True
+
+    def give_back(self, size_bytes: int) -> None:
+        """Gives back what was taken in this process."""
+        self._start_over_after_fork()
+        with self._lock:
+            self._used = max(0, self._used - size_bytes)
+
+    def _start_over_after_fork(self) -> None:
+        if self._pid != os.getpid():
+            self.__init__()  # type: ignore[misc]  # the lock and the sum are the parent's
+
+
+PROCESS_BUDGET = ByteBudget()
+
+
+class LookAhead(Iterator[ObjectSource]):
+    """Hands out sources in order, while the ones behind are on their way.
+
+    It starts to read ahead when a source that was handed out is first opened as a whole, and stops sending when one was
+    handed out and not opened: objects that nobody reads cost no request. `close` stops everything that is on its way.
+
+    Args:
+        sources: The objects, in order.
+        max_objects: Most objects on their way or waiting, the current one included.
+        max_bytes: Bound of the bytes of all look-aheads in this process.
+        part_size_bytes: What one request fetches at most, and so the most that an object takes of the bound.
+    """
+
+    def __init__(
+        self, sources: Iterator[ObjectSource], *, max_objects: int, max_bytes: int, part_size_bytes: int
+    ) -> None:
+        self._sources = sources
+        self._max_coming = max_objects - 1
+        self._max_bytes = max_bytes
+        self._part_size = part_size_bytes
+        self._coming: deque[tuple[ObjectSource, int]] = deque()
+        self._held_back: ObjectSource | None = None
+        self._current: ObjectSource | None = None
+        self._armed = False
+        self._pid = os.getpid()
+
+    def __next__(self) -> ObjectSource:
+        last = self._current
+        if last is not None:
+            last.on_whole_read = None
+            if not last.was_opened:
+                self._armed = False
+        self._current = source = self._take()
+        source.on_whole_read = self._arm
+        if self._armed:
+            self._fill()
+        return source
+
+    def close(self) -> None:
+        """Stops what is on its way."""
+        self._armed = False
+        if self._current is not None:
+            self._current.on_whole_read = None
+            self._current = None
+        while self._coming:
+            source, size = self._coming.popleft()
+            if self._pid == os.getpid():
+                source.discard()
+                PROCESS_BUDGET.give_back(size)
+
+    def _take(self) -> ObjectSource:
+        if self._coming:
+            source, size = self._coming.popleft()
+            PROCESS_BUDGET.give_back(size)
+            return source
+        if self._held_back is not None:
+            source, self._held_back = self._held_back, None
+            return source
+        return next(self._sources)
+
+    def _arm(self) -> None:
+        if not self._armed:
+            self._armed = True
+            self._fill()
+
+    def _fill(self) -> None:
+        while len(self._coming) < self._max_coming:
+            source = self._held_back or next(self._sources, None)
+            self._held_back = source
+            if source is None:
+                return
+            known = source.known_size_bytes
+            size = self._part_size if known is None else min(known, self._part_size)
+            if not PROCESS_BUDGET.try_take(size, self._max_bytes):
+                return
+            self._held_back = None
+            self._coming.append((source, size))
+            source.prefetch()

@@ -1,0 +1,147 @@
+"""The map-style dataset: objects by their number, a whole batch at once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
+
+from torch.utils.data import Dataset
+from typing_extensions import Unpack
+
+from s3core import S3ClientConfig
+from s3torch_datasets._dataset import GetDatasetObjects, ObjectDataset, T_co, identity
+from s3torch_datasets._errors import SKIP
+from s3torch_datasets._listing import PrefixObjects, UriObjects
+from s3torch_datasets._options import ReadOptions, ReadSettings
+from s3torch_datasets._protocol import S3ReaderConstructorProtocol
+from s3torch_datasets._reader import S3Reader
+
+
+class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
+    """A map-style dataset of S3 objects.
+
+    `DataLoader` asks for whole batches, whose objects are fetched at the same time: larger batches (64 and more) read
+    faster. Most users call `from_prefix`, `from_objects` or `from_manifest`.
+
+    Args:
+        region: Region of the bucket; None to find it from the environment, the profile, or the bucket's answer.
+        get_dataset_objects: Called once with the client, when the objects are first needed; returns them in order.
+        endpoint: Endpoint of an S3-compatible store; None for AWS, or the environment's.
+        transform: Makes a sample of a reader. It runs in the thread that asks for the sample.
+        s3client_config: Settings of the client.
+        reader_constructor: Which reader to make; sequential by default.
+        **options: See `ReadOptions`.
+
+    Example:
+        >>> dataset = S3MapDataset.from_prefix("s3://bucket/images/", region="eu-central-1", transform=decode)
+        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_workers=4)
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        get_dataset_objects: GetDatasetObjects,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T_co] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Unpack[ReadOptions],
+    ) -> None:
+        super().__init__(
+            region,
+            get_dataset_objects,
+            endpoint,
+            transform,
+            s3client_config,
+            reader_constructor,
+            ReadSettings(**options),
+        )
+
+    @classmethod
+    def from_objects(
+        cls,
+        object_uris: str | Iterable[str],
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T_co] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Unpack[ReadOptions],
+    ) -> Self:
+        """Makes a dataset of the objects that some URIs name.
+
+        Args:
+            object_uris: `s3://bucket/key`, one or an iterable, which is read once, here.
+            region: See the class, as for all below.
+            endpoint: See the class.
+            transform: See the class.
+            s3client_config: See the class.
+            reader_constructor: See the class.
+            **options: See `ReadOptions`.
+
+        Raises:
+            ValueError: A URI is malformed or names no object.
+        """
+        return cls(region, UriObjects(object_uris), endpoint, transform, s3client_config, reader_constructor, **options)
+
+    @classmethod
+    def from_prefix(
+        cls,
+        s3_uri: str,
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T_co] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Unpack[ReadOptions],
+    ) -> Self:
+        """Makes a dataset of all objects whose keys begin with a prefix.
+
+        Args:
+            s3_uri: `s3://bucket/prefix`. The prefix is raw: `s3://bucket/data/a` also means `data/abc`; end it in `/`
+                for a folder.
+            region: See the class, as for all below.
+            endpoint: See the class.
+            transform: See the class.
+            s3client_config: See the class.
+            reader_constructor: See the class.
+            **options: See `ReadOptions`.
+
+        Raises:
+            ValueError: The URI is malformed.
+        """
+        return cls(region, PrefixObjects(s3_uri), endpoint, transform, s3client_config, reader_constructor, **options)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> T_co:
+        """Returns one sample; `on_error="skip"` cannot leave it out here, and raises.
+
+        Raises:
+            IndexError: There is no such object.
+        """
+        (sample,) = self.__getitems__([index])
+        return sample
+
+    def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
+        """Returns the samples of a batch, whose objects are fetched at the same time.
+
+        Objects that `on_error` skips are left out; when it skips the whole batch, the last error is raised.
+        """
+        index = self.index
+        look_ahead = self._look_ahead([index[operator.index(number)] for number in indices])
+        samples: list[T_co] = []
+        try:
+            for source in look_ahead:
+                sample = self._sample_of(source)
+                if sample is not SKIP:
+                    samples.append(sample)
+        finally:
+            look_ahead.close()
+        if indices and not samples:
+            raise self._on_error.nothing_left(len(indices))
+        return samples

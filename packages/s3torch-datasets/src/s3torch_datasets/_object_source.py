@@ -1,0 +1,160 @@
+"""One object to be read: opens its streams, possibly ahead of time, and remembers what they tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from typing_extensions import Buffer
+
+from s3core import ObjectInfo
+from s3torch_datasets._bucket_key_data import S3BucketKeyData
+
+
+class ObjectStream(Protocol):
+    """What is used of `s3core.GetObjectStream` here."""
+
+    @property
+    def object_info(self) -> ObjectInfo: ...
+
+    def __iter__(self) -> Iterator[Buffer]: ...
+
+    def __next__(self) -> Buffer: ...
+
+    def prefetch(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ObjectClient(Protocol):
+    """What is used of `s3core.S3Client` to read."""
+
+    def get_object(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        object_info: ObjectInfo | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        version_id: str | None = None,
+        etag: str | None = None,
+    ) -> ObjectStream: ...
+
+    def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> ObjectInfo: ...
+
+
+class ObjectSource:
+    """Gives a reader its `get_object_info` and `get_stream`.
+
+    All streams are of one version of the object: the listed one where there is a listing, else the one that the first
+    stream found. An object that was replaced since raises `ObjectChangedError`.
+
+    It pickles without its open streams.
+
+    Args:
+        client: Client that reads.
+        one: The object, and what is known of it.
+    """
+
+    __slots__ = (
+        "_client",
+        "_error",
+        "_info",
+        "_last",
+        "_ready",
+        "_version",
+        "bucket",
+        "key",
+        "on_whole_read",
+        "was_opened",
+    )
+
+    def __init__(self, client: ObjectClient, one: S3BucketKeyData) -> None:
+        self.bucket = one.bucket
+        self.key = one.key
+        self.was_opened = False
+        self.on_whole_read: Callable[[], None] | None = None
+        self._client = client
+        self._info = one.object_info
+        # Only a version that was asked for is named in requests: s3:GetObject does not allow to name one.
+        self._version = None if one.object_info is None else one.object_info.version_id
+        self._ready: ObjectStream | None = None
+        self._last: ObjectStream | None = None
+        self._error: Exception | None = None
+
+    @property
+    def known_size_bytes(self) -> int | None:
+        """Size of the object, where that needs no request."""
+        return None if self._info is None else self._info.size
+
+    @property
+    def uri(self) -> str:
+        """The object as `s3://bucket/key`."""
+        return f"s3://{self.bucket}/{self.key}"
+
+    def get_object_info(self) -> ObjectInfo:
+        """Returns what is known of the object, from the listing, else from the first stream, else from a HEAD."""
+        if self._info is None:
+            if self._last is not None:
+                self._info = self._last.object_info
+            else:
+                self._info = self._client.head_object(self.bucket, self.key)
+        return self._info
+
+    def get_stream(self, start: int | None = None, end: int | None = None) -> ObjectStream:
+        """Opens the bytes `[start, end)`; the first stream over the whole object may be on its way already."""
+        self.was_opened = True
+        if not self._is_whole(start, end):
+            return self._open(start, end)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        stream, self._ready = self._ready, None
+        if stream is None:
+            stream = self._open(None, None)
+            if self.on_whole_read is not None:
+                stream.prefetch()  # before those that come after it
+        if self.on_whole_read is not None:
+            self.on_whole_read()
+        return stream
+
+    def prefetch(self) -> None:
+        """Sends the first request for the whole object and does not wait; an error is kept for `get_stream`."""
+        try:
+            self._ready = self._open(None, None)
+            self._ready.prefetch()
+        except Exception as error:  # belongs to this object's sample, not to the one that is read now
+            self._error = error
+
+    def discard(self) -> None:
+        """Stops what `prefetch` started."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.close()
+
+    def _open(self, start: int | None, end: int | None) -> ObjectStream:
+        if self._info is None and self._last is not None:
+            # What the first stream learnt holds the later ones to the same version of the object.
+            self._info = self._last.object_info
+        info = self._info
+        stream = self._client.get_object(
+            self.bucket,
+            self.key,
+            object_info=info,
+            start=start,
+            end=end,
+            version_id=self._version,
+            etag=None if info is None else info.etag,
+        )
+        if info is None:
+            self._last = stream
+        return stream
+
+    def _is_whole(self, start: int | None, end: int | None) -> bool:
+        if start:
+            return False
+        return end is None or (self._info is not None and end >= self._info.size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ObjectSource, (self._client, S3BucketKeyData(self.bucket, self.key, self._info))

@@ -1,0 +1,199 @@
+"""Lists a prefix in parallel: finds folders, and lists the ranges of keys between them at the same time.
+
+S3 lists in the order of the UTF-8 bytes of keys, which is the order of Python's strings, and can start after any key.
+Folders say where a range of keys may be cut so that about as much lies in each; nothing depends on them being right.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from s3core import ListObjectResult, S3Client
+from s3torch_datasets._filters import ObjectFilter
+from s3torch_datasets._page_selector import PageSelector
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_PLAIN_PAGES = 3
+_WANTED_CUTS = 16
+_MAX_RANGES = 64
+_MAX_THREADS = 16
+_MAX_DEPTH = 6
+_MAX_FOLDER_PAGES = 20
+_WAIT_SECONDS = 0.2
+
+
+class _NotInOrder(Exception):
+    """The store does not list in the order of keys, so that ranges of keys mean nothing to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """The keys after `after`, up to and including `last`; None for no bound."""
+
+    after: str | None
+    last: str | None
+
+
+def plan_ranges(cuts: Iterable[str], max_ranges: int) -> list[KeyRange]:
+    """Returns at most so many ranges that together hold every key once, in order, cut at some of the cuts."""
+    ordered = sorted(set(cuts))
+    wanted = min(len(ordered), max_ranges - 1)
+    bounds = [ordered[number * len(ordered) // wanted] for number in range(wanted)]
+    return [KeyRange(after, last) for after, last in zip([None, *bounds], [*bounds, None], strict=True)]
+
+
+def list_prefix(
+    client: S3Client, bucket: str, prefix: str, object_filter: ObjectFilter, on_listed: Callable[[int], Any]
+) -> PageSelector:
+    """Lists all objects of a prefix, in parallel where it has more than a few pages, and folders.
+
+    Args:
+        client: The client to list with.
+        bucket: The bucket.
+        prefix: Raw prefix of the keys.
+        object_filter: Which objects to keep.
+        on_listed: Called in this thread with the number of objects found since the last call.
+
+    Returns:
+        The objects in the order of a plain listing, and what was left out.
+    """
+    plain = PageSelector(bucket, object_filter)
+    pages: Iterator[ListObjectResult] = iter(client.list_objects(bucket, prefix))
+    for number, page in enumerate(pages):
+        if number == _PLAIN_PAGES:
+            pages = chain([page], pages)
+            break
+        plain.add(page)
+    else:
+        on_listed(plain.listed)
+        return plain
+    if not bucket.endswith("--x-s3"):  # directory buckets list in no order
+        lister = _Lister(client, bucket, prefix, object_filter, on_listed)
+        cuts = lister.find_cuts()
+        if cuts:
+            try:
+                return lister.list_ranges(plan_ranges(cuts, _MAX_RANGES))
+            except _NotInOrder:
+                on_listed(-lister.reported)
+    on_listed(plain.listed)
+    for page in pages:
+        plain.add(page)
+        on_listed(len(page.keys))
+    return plain
+
+
+class _Lister:
+    """Lists parts of a prefix at the same time."""
+
+    def __init__(
+        self,
+        client: S3Client,
+        bucket: str,
+        prefix: str,
+        object_filter: ObjectFilter,
+        on_listed: Callable[[int], Any],
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = prefix
+        self._filter = object_filter
+        self._on_listed = on_listed
+        self.reported = 0
+
+    def find_cuts(self) -> list[str]:
+        """Returns folders below the prefix, from as many levels as it takes to find enough."""
+        cuts: list[str] = []
+        level = [self._prefix]
+        for _ in range(_MAX_DEPTH):
+            level = [folder for folders in self._in_parallel(self._find_folders, level) for folder in folders]
+            cuts += level
+            if not level or len(cuts) >= _WANTED_CUTS:
+                break
+        return cuts
+
+    def list_ranges(self, ranges: list[KeyRange]) -> PageSelector:
+        """Returns the objects of all ranges.
+
+        Raises:
+            _NotInOrder: The store does not list in the order of keys.
+        """
+        whole = PageSelector(self._bucket, self._filter)
+        for selector in self._in_parallel(self._list_range, ranges):
+            whole.add_selector(selector)
+        return whole
+
+    def _find_folders(self, prefix: str, report: Callable[[int], None], stop: threading.Event) -> list[str]:
+        found: list[str] = []
+        for number, page in enumerate(self._client.list_objects(self._bucket, prefix, "/"), 1):
+            found += page.common_prefixes
+            if number == _MAX_FOLDER_PAGES or stop.is_set():
+                break
+        return found
+
+    def _list_range(self, keys: KeyRange, report: Callable[[int], None], stop: threading.Event) -> PageSelector:
+        selector = PageSelector(self._bucket, self._filter)
+        before = keys.after or ""
+        for page in self._client.list_objects(self._bucket, self._prefix, start_after=keys.after):
+            if stop.is_set() or not page.keys:
+                break
+            in_order = all(one < other for one, other in zip(page.keys, page.keys[1:], strict=False))
+            if page.keys[0] <= before or not in_order:
+                raise _NotInOrder
+            before = page.keys[-1]
+            count = len(page.keys)
+            if keys.last is not None and before > keys.last:
+                count = sum(key <= keys.last for key in page.keys)
+            selector.add(page, 0, count)
+            report(count)
+            if count < len(page.keys) or before == keys.last:
+                break
+        return selector
+
+    def _in_parallel(self, call: Callable[[T, Callable[[int], None], threading.Event], R], items: list[T]) -> list[R]:
+        """Calls with each item from a few daemon threads, which Ctrl-C does not wait for."""
+        results: dict[int, R] = {}
+        waiting: SimpleQueue[int] = SimpleQueue()
+        for number in range(len(items)):
+            waiting.put(number)
+        events: SimpleQueue[int | BaseException | None] = SimpleQueue()
+        stop = threading.Event()
+
+        def work() -> None:
+            try:
+                while not stop.is_set():
+                    try:
+                        number = waiting.get_nowait()
+                    except Empty:
+                        break
+                    results[number] = call(items[number], events.put, stop)
+            except BaseException as error:
+                events.put(error)
+            else:
+                events.put(None)
+
+        running = min(_MAX_THREADS, self._client.s3client_config.concurrency, len(items))
+        for _ in range(running):
+            threading.Thread(target=work, name="s3torch-listing", daemon=True).start()
+        try:
+            while running:
+                try:
+                    event = events.get(timeout=_WAIT_SECONDS)  # in slices, so that Ctrl-C is seen everywhere
+                except Empty:
+                    continue
+                if isinstance(event, BaseException):
+                    raise event
+                if event is None:
+                    running -= 1
+                else:
+                    self.reported += event
+                    self._on_listed(event)
+        finally:
+            stop.set()
+        return [results[number] for number in range(len(items))]

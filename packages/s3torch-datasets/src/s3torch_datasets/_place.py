@@ -1,0 +1,49 @@
+"""Finds out where an iteration runs: which rank of the job, which worker of its DataLoader."""
+
+from __future__ import annotations
+
+import os
+
+import torch.distributed
+from torch.utils.data import get_worker_info
+
+from s3torch_datasets._sharding import Place
+
+
+def find_rank(inherited: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Returns the rank and the number of ranks.
+
+    From the default process group where there is one; in a worker process from what its parent knew; else from the
+    environment that `torchrun` sets (https://pytorch.org/docs/stable/elastic/run.html#environment-variables), so that
+    an iteration that begins before `init_process_group` is sharded too; else it is the only one.
+
+    Args:
+        inherited: What the parent process knew.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if inherited is not None:
+        return inherited
+    rank, world_size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size):
+        return int(rank), int(world_size)
+    return 0, 1
+
+
+def find_worker() -> tuple[int, int]:
+    """Returns the number of this DataLoader worker and how many there are; (0, 1) outside of workers."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+def find_place(rank: int | None, world_size: int | None, inherited: tuple[int, int] | None = None) -> Place:
+    """Returns the place of an iteration that starts now.
+
+    Args:
+        rank: The rank where the user says it; None to find it.
+        world_size: The number of ranks where the user says it; None to find it.
+        inherited: The rank and number of ranks that the parent process knew.
+    """
+    if rank is None or world_size is None:
+        rank, world_size = find_rank(inherited)
+    return Place(rank, world_size, *find_worker())

@@ -1,0 +1,166 @@
+"""One index for all processes of a dataset, made once: by the first that needs it.
+
+A forked worker has the parent's memory. A spawned worker, and forked workers of a parent that had not listed yet, share
+a file: the first of them makes the index and writes it, the others wait for it and map it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from multiprocessing.context import get_spawning_popen
+from multiprocessing.util import Finalize
+from typing import Any
+
+from s3torch_datasets._index import ObjectIndex
+from s3torch_datasets._index_file import map_index, write_index
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+_STALE_AFTER_SECONDS = 24 * 3600
+
+
+def is_spawning() -> bool:
+    """Whether this thread is pickling for a child process that multiprocessing is starting."""
+    return get_spawning_popen() is not None
+
+
+class SharedIndex:
+    """Holds a dataset's index in every process that the dataset reaches.
+
+    Args:
+        index: The index where it is made already; None to make it when it is first needed.
+    """
+
+    def __init__(self, index: ObjectIndex | None = None) -> None:
+        self._index = index
+        self._name = f"{os.getpid()}-{uuid.uuid4().hex}.index"
+        self._owner_pid = os.getpid()
+        Finalize(self, _remove, args=(self._name,), exitpriority=0)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether this process has the index."""
+        return self._index is not None
+
+    def get(self, make: Callable[[], ObjectIndex]) -> ObjectIndex:
+        """Returns the index, making it when no process of this dataset has.
+
+        Args:
+            make: Makes the index, with requests.
+        """
+        if self._index is None:
+            # A DataLoader may ask for the length after it started its workers, who then need the index too.
+            is_alone = os.getpid() == self._owner_pid and not multiprocessing.active_children()
+            self._index = make() if is_alone else self._get_shared(make)
+        return self._index
+
+    def _get_shared(self, make: Callable[[], ObjectIndex]) -> ObjectIndex:
+        folder = _folder()
+        if folder is None or fcntl is None:
+            return make()
+        path = os.path.join(folder, self._name)
+        with _locked(f"{path}.lock"):
+            with contextlib.suppress(FileNotFoundError):
+                return map_index(path)
+            index = make()
+            return _write_and_map(index, path) or index
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not is_spawning():
+            return {"index": self._index}
+        folder = _folder()
+        if self._index is not None and folder is not None:
+            path = os.path.join(folder, self._name)
+            if not os.path.exists(path):
+                mapped = _write_and_map(self._index, path)
+                if mapped is None:
+                    return {"index": self._index}
+                self._index = mapped
+        return {"name": self._name, "owner_pid": self._owner_pid}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "index" in state:
+            self.__init__(state["index"])  # type: ignore[misc]  # a copy that goes its own way
+        else:
+            self._index = None
+            self._name = state["name"]
+            self._owner_pid = state["owner_pid"]
+
+
+def _write_and_map(index: ObjectIndex, path: str) -> ObjectIndex | None:
+    try:
+        write_index(index, path)
+        return map_index(path)
+    except OSError as error:
+        logger.warning(
+            "cannot share the index of %d objects through %s, each process keeps its own: %s", len(index), path, error
+        )
+        return None
+
+
+def _folder() -> str | None:
+    """Returns this user's folder for index files, or None where there can be none."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = os.path.join(tempfile.gettempdir(), f"s3torch-datasets-{user}")
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        found = os.lstat(folder)
+        if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != user):
+            return None  # somebody else's: what lies there is not to be trusted
+    except OSError:
+        return None
+    _remove_stale(folder)
+    return folder
+
+
+def _remove_stale(folder: str) -> None:
+    """Removes what killed processes left behind."""
+    long_ago = time.time() - _STALE_AFTER_SECONDS
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            owner = entry.name.partition("-")[0]
+            if owner.isdecimal() and entry.stat().st_mtime < long_ago and not _is_alive(int(owner)):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove(name: str) -> None:
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    path = os.path.join(tempfile.gettempdir(), f"s3torch-datasets-{user}", name)
+    for leftover in (path, f"{path}.lock"):
+        with contextlib.suppress(OSError):
+            os.unlink(leftover)
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,170 @@
+"""Listing: parallel where that helps, in the order of a plain listing, and made once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3core import NoSuchBucketError, S3ClientConfig, S3Exception
+from s3torch_datasets import S3MapDataset
+from s3torch_datasets._parallel_listing import plan_ranges
+from servers import CountingServer, S3Server
+
+Make = Callable[..., Any]
+
+keys = st.text(min_size=1, max_size=5)
+
+
+@given(st.lists(keys), st.lists(keys), st.integers(2, 20))
+def test_ranges_hold_every_key_once_and_in_order(cuts: list[str], names: list[str], max_ranges: int) -> None:
+    ranges = plan_ranges(cuts, max_ranges)
+    assert len(ranges) <= max_ranges
+    found = [
+        name
+        for one in ranges
+        for name in sorted(set(names))
+        if (one.after is None or name > one.after) and (one.last is None or name <= one.last)
+    ]
+    assert found == sorted(set(names))
+
+
+def put_keys(server: CountingServer, names: list[str]) -> list[str]:
+    for name in names:
+        server.put(name, b"")
+    return sorted(names, key=str.encode)
+
+
+def listed(dataset: Any) -> list[str]:
+    return [one.key for one in dataset.index]
+
+
+def test_many_folders_are_listed_at_the_same_time_and_in_order(make_map: Make, counting_server: CountingServer) -> None:
+    rng = random.Random(1)
+    names = [f"data/{rng.randrange(40):02}/{number:05}" for number in range(4500)]
+    names += [f"data/{number:02}!{number}" for number in range(40)] + ["data/zz", "data/7", "data/漢/ü", "data/a//b"]
+    expected = put_keys(counting_server, names)
+    counting_server.shape(latency_seconds=0.02)
+    try:
+        assert listed(make_map()) == expected
+    finally:
+        counting_server.shape()
+    assert counting_server.counters()["most_in_flight"] >= 8
+
+
+def test_a_million_tiny_folders_would_not_cost_a_request_each(make_map: Make, counting_server: CountingServer) -> None:
+    expected = put_keys(counting_server, [f"data/{number:05}/x" for number in range(4200)])
+    assert listed(make_map()) == expected
+    assert len(counting_server.requests) < 200
+
+
+def test_folders_far_down_are_found(make_map: Make, counting_server: CountingServer) -> None:
+    names = [f"data/only/this/{number % 20}/{number:05}" for number in range(3500)]
+    expected = put_keys(counting_server, names)
+    assert listed(make_map()) == expected
+    assert any(request.query.get("start-after") for request in counting_server.requests)
+
+
+def test_objects_without_folders_are_listed_plainly(make_map: Make, counting_server: CountingServer) -> None:
+    expected = put_keys(counting_server, [f"data/{number:05}" for number in range(3500)])
+    assert listed(make_map()) == expected
+
+
+def test_a_short_listing_is_one_request_a_page(make_map: Make, counting_server: CountingServer) -> None:
+    expected = put_keys(counting_server, [f"data/{number % 3}/{number:05}" for number in range(2500)])
+    assert listed(make_map()) == expected
+    assert counting_server.operations() == ["ListObjectsV2"] * 3
+
+
+def test_markers_are_counted_over_all_ranges(make_map: Make, counting_server: CountingServer) -> None:
+    names = [f"data/{number:02}/" for number in range(30)]
+    put_keys(counting_server, names)
+    expected = [f"data/{number % 30:02}/{number:05}" for number in range(3300)]
+    for name in expected:
+        counting_server.put(name, b"1")
+    assert listed(make_map()) == sorted(expected)
+
+
+def test_an_error_in_one_range_is_raised(make_map: Make, counting_server: CountingServer) -> None:
+    put_keys(counting_server, [f"data/{number % 30:02}/{number:05}" for number in range(3300)])
+    counting_server.fault(operation="ListObjectsV2", skip=12, status=403, code="AccessDenied")
+    with pytest.raises(PermissionError, match=counting_server.bucket):
+        len(make_map())
+    counting_server.faults_clear()
+    assert len(make_map()) == 3300
+
+
+def test_a_missing_bucket_is_named(connection: dict[str, Any]) -> None:
+    with pytest.raises(NoSuchBucketError, match="no-such-bucket"):
+        len(S3MapDataset.from_prefix("s3://no-such-bucket/x", **connection))
+
+
+def test_an_empty_prefix_is_an_empty_dataset(make_map: Make) -> None:
+    assert len(make_map()) == 0
+
+
+def test_a_failed_listing_can_be_tried_again(make_map: Make, counting_server: CountingServer) -> None:
+    put_keys(counting_server, ["data/a"])
+    counting_server.fault(operation="ListObjectsV2", status=403, code="AccessDenied", times=1)
+    dataset = make_map()
+    with pytest.raises(S3Exception):
+        len(dataset)
+    assert len(dataset) == 1
+
+
+def test_a_slow_listing_shows_a_bar_and_a_quick_one_does_not(
+    make_map: Make, counting_server: CountingServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_keys(counting_server, [f"data/{number:05}" for number in range(2500)])
+    assert len(make_map(progress=True)) == 2500
+    assert "Listing" not in capsys.readouterr().err
+    counting_server.shape(latency_seconds=0.6)
+    try:
+        assert len(make_map(progress=False)) == 2500
+        assert capsys.readouterr().err == ""
+        assert len(make_map(progress=True)) == 2500
+    finally:
+        counting_server.shape()
+    assert f"Listing s3://{counting_server.bucket}/data/" in capsys.readouterr().err
+
+
+def test_only_the_first_rank_shows_a_bar(
+    make_map: Make,
+    counting_server: CountingServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put_keys(counting_server, [f"data/{number:05}" for number in range(2500)])
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    counting_server.shape(latency_seconds=0.6)
+    try:
+        assert len(make_map(progress=True)) == 2500
+    finally:
+        counting_server.shape()
+    assert capsys.readouterr().err == ""
+
+
+def test_every_server_lists_all_objects_whatever_its_order(s3_server: S3Server) -> None:
+    bucket = s3_server.create_bucket()
+    client = s3_server.boto3_client()
+    names = [f"data/{number % 3}/{number:03}" for number in range(60)] + [f"data/{number}!x" for number in range(3)]
+    for name in names:
+        client.put_object(Bucket=bucket, Key=name, Body=name.encode())
+    client.close()
+    config = S3ClientConfig(access_key_id=s3_server.access_key, secret_access_key=s3_server.secret_key)
+    dataset = S3MapDataset.from_prefix(
+        f"s3://{bucket}/data/",
+        region=s3_server.region,
+        endpoint=s3_server.endpoint,
+        s3client_config=replace(config, max_concurrency=4),
+        transform=lambda reader: (reader.key, reader.read()),
+    )
+    assert sorted(dataset.__getitems__(range(len(dataset)))) == sorted((name, name.encode()) for name in names)
+    assert attrgetter("key")(dataset.index[0]).startswith("data/")

@@ -1,0 +1,232 @@
+"""Saving and resuming an iteration, exact to the sample, alone and in StatefulDataLoader's workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from operator import attrgetter, methodcaller
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from servers import CountingServer
+
+Make = Callable[..., Any]
+Fill = Callable[..., list[bytes]]
+
+# torchdata calls what torch has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+
+read = methodcaller("read")
+key = attrgetter("key")
+
+
+def take(iterator: Any, count: int) -> list[Any]:
+    return [next(iterator) for _ in range(count)]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(step=st.integers(0, 15), shuffle=st.booleans(), epoch=st.integers(0, 3), world=st.integers(1, 3))
+def test_resuming_at_any_step_equals_the_uninterrupted_run(
+    make_iterable: Make, fill: Fill, step: int, shuffle: bool, epoch: int, world: int
+) -> None:
+    fill(15)
+    options = {"transform": key, "shuffle": shuffle, "enable_sharding": True, "rank": world - 1, "world_size": world}
+    first, second = make_iterable(**options), make_iterable(**options)
+    first.set_epoch(epoch)
+    whole = list(first)
+    step = min(step, len(whole))
+    iterator = iter(first)
+    head = take(iterator, step)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert head + list(second) == whole
+    assert list(second) == whole  # the epoch after starts at the beginning
+
+
+def test_resuming_fetches_nothing_twice(make_iterable: Make, fill: Fill, counting_server: CountingServer) -> None:
+    contents = fill(30)
+    first, second = make_iterable(transform=read), make_iterable(transform=read)
+    iterator = iter(first)
+    take(iterator, 20)
+    state = first.state_dict()
+    del iterator
+    second.load_state_dict(state)
+    len(second.index)
+    counting_server.wait_for_requests(30, operation="GetObject")
+    counting_server.clear()
+    assert list(second) == contents[20:]
+    assert sorted(r.key for r in counting_server.requests) == [f"data/{number:05}" for number in range(20, 30)]
+
+
+def test_a_state_before_the_first_sample_starts_at_the_first(make_iterable: Make, fill: Fill) -> None:
+    fill(3)
+    dataset, other = make_iterable(transform=key), make_iterable(transform=key)
+    other.load_state_dict(dataset.state_dict())
+    assert len(list(other)) == 3
+
+
+def test_a_state_after_the_last_sample_ends_the_epoch_and_then_starts_the_next(make_iterable: Make, fill: Fill) -> None:
+    fill(3)
+    dataset, other = make_iterable(transform=key), make_iterable(transform=key)
+    iterator = iter(dataset)
+    take(iterator, 3)
+    other.load_state_dict(dataset.state_dict())
+    assert list(other) == []
+    assert len(list(other)) == 3
+    assert list(iterator) == []
+    other.load_state_dict(dataset.state_dict())  # now of the end of the loop
+    assert len(list(other)) == 3
+
+
+def test_the_epoch_is_part_of_the_state(make_iterable: Make, fill: Fill) -> None:
+    fill(20)
+    dataset, other = (make_iterable(transform=key, shuffle=True) for _ in range(2))
+    dataset.set_epoch(4)
+    iterator = iter(dataset)
+    take(iterator, 5)
+    other.load_state_dict(dataset.state_dict())
+    assert other.epoch == 4
+    other.set_epoch(4)  # as a training loop does that goes on with this epoch
+    assert list(other) == list(iterator)
+
+
+def test_setting_another_epoch_drops_a_loaded_state(make_iterable: Make, fill: Fill) -> None:
+    fill(20)
+    dataset, other = (make_iterable(transform=key, shuffle=True) for _ in range(2))
+    iterator = iter(dataset)
+    take(iterator, 5)
+    other.load_state_dict(dataset.state_dict())
+    other.set_epoch(1)
+    assert len(list(other)) == 20
+
+
+def test_skipped_objects_are_counted_as_done(make_iterable: Make, fill: Fill, counting_server: CountingServer) -> None:
+    contents = fill(6)
+    dataset, other = (make_iterable(transform=read, on_error="skip") for _ in range(2))
+    assert len(dataset.index) == len(other.index) == 6
+    counting_server.delete("data/00001")
+    iterator = iter(dataset)
+    assert take(iterator, 2) == [contents[0], contents[2]]
+    other.load_state_dict(dataset.state_dict())
+    assert list(other) == contents[3:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 9}, "seed"),
+        ({"shuffle": False}, "shuffle"),
+        ({"rank": 1}, "rank 1"),
+        ({"world_size": 3}, "of 3"),
+        ({"shard_remainder": "pad"}, "shard_remainder"),
+    ],
+)
+def test_another_order_or_layout_in_mid_epoch_is_a_clear_error(
+    make_iterable: Make, fill: Fill, change: dict[str, Any], message: str
+) -> None:
+    fill(20)
+    options: dict[str, Any] = {
+        "transform": key,
+        "shuffle": True,
+        "enable_sharding": True,
+        "rank": 0,
+        "world_size": 2,
+    }
+    dataset, other = make_iterable(**options), make_iterable(**(options | change))
+    iterator = iter(dataset)
+    take(iterator, 3)
+    state = dataset.state_dict()
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=message):
+        iter(other)
+    list(iterator)
+    other.load_state_dict(dataset.state_dict())  # at the end of the epoch anything goes
+    assert list(other)
+
+
+def test_other_objects_in_mid_epoch_are_a_clear_error(
+    make_iterable: Make, fill: Fill, counting_server: CountingServer
+) -> None:
+    fill(5)
+    dataset = make_iterable(transform=key)
+    take(iter(dataset), 2)
+    counting_server.put("data/more", b"")
+    other = make_iterable(transform=key)
+    other.load_state_dict(dataset.state_dict())
+    with pytest.raises(ValueError, match="objects=5"):
+        iter(other)
+
+
+@pytest.mark.parametrize("state", [{}, {"version": 99}, None, 5])
+def test_what_is_no_state_is_refused(make_iterable: Make, state: Any) -> None:
+    with pytest.raises(ValueError, match="not a state"):
+        make_iterable().load_state_dict(state)
+
+
+def test_the_main_copy_does_not_say_0_when_workers_iterated(make_iterable: Make, fill: Fill) -> None:
+    fill(12)
+    dataset = make_iterable(transform=key, enable_sharding=True)
+    assert dataset.state_dict()["position"] == 0  # nobody iterated yet
+    iterator = iter(DataLoader(dataset, batch_size=2, num_workers=2))
+    take(iterator, 2)
+    with pytest.raises(RuntimeError, match="StatefulDataLoader"):
+        dataset.state_dict()
+    list(iterator)
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+@pytest.mark.parametrize("step", [0, 1, 5, 11, 12])
+def test_stateful_workers_resume_exactly(make_iterable: Make, fill: Fill, step: int, persistent_workers: bool) -> None:
+    fill(36)
+
+    def make_loader() -> StatefulDataLoader:
+        dataset = make_iterable(transform=key, enable_sharding=True, shuffle=True, seed=1)
+        dataset.set_epoch(2)
+        return StatefulDataLoader(dataset, batch_size=3, num_workers=2, persistent_workers=persistent_workers)
+
+    loader = make_loader()
+    whole = list(loader)
+    assert len(whole) == 12
+    loader = make_loader()
+    iterator = iter(loader)
+    head = take(iterator, step)
+    state = loader.state_dict()
+    list(iterator)
+    resumed = make_loader()
+    resumed.load_state_dict(state)
+    assert head + list(resumed) == whole
+    assert list(resumed) == whole
+
+
+def test_a_stateful_loader_without_workers_resumes_exactly(make_iterable: Make, fill: Fill) -> None:
+    fill(20)
+    make_loader = lambda: StatefulDataLoader(make_iterable(transform=key, shuffle=True), batch_size=3)  # noqa: E731
+    whole = list(make_loader())
+    loader = make_loader()
+    iterator = iter(loader)
+    head = take(iterator, 3)
+    resumed = make_loader()
+    resumed.load_state_dict(loader.state_dict())
+    assert head + list(resumed) == whole
+    assert list(resumed) == whole
+
+
+def test_the_end_of_an_epoch_can_go_on_with_another_number_of_workers(make_iterable: Make, fill: Fill) -> None:
+    fill(12)
+    dataset, other = (make_iterable(transform=key, enable_sharding=True) for _ in range(2))
+    assert len(list(dataset)) == 12
+    other.load_state_dict(dataset.state_dict())
+    assert len(list(DataLoader(other, batch_size=None, num_workers=2))) == 12
+
+
+def test_a_state_of_mid_epoch_in_the_main_process_is_refused_by_plain_workers(make_iterable: Make, fill: Fill) -> None:
+    fill(12)
+    dataset, other = (make_iterable(transform=key) for _ in range(2))
+    take(iter(dataset), 5)
+    other.load_state_dict(dataset.state_dict())
+    with pytest.raises(ValueError, match="StatefulDataLoader"):
+        list(DataLoader(other, batch_size=None, num_workers=1))

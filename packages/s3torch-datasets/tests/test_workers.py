@@ -1,0 +1,222 @@
+"""Datasets in real worker processes, started in each way, and in two ranks of a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from s3torch_datasets import S3MapDataset
+from servers import CountingServer
+
+Make = Callable[..., Any]
+Fill = Callable[..., list[bytes]]
+
+read = methodcaller("read")  # pickles by its name, as a transform for spawned workers must
+
+
+def load(dataset: Any, start_method: str, **arguments: Any) -> list[Any]:
+    arguments = {"batch_size": 4, "num_workers": 2, "collate_fn": list} | arguments
+    batches = DataLoader(dataset, multiprocessing_context=start_method, **arguments)
+    return [sample for batch in batches for sample in batch]
+
+
+def index_files() -> list[Path]:
+    folder = Path(tempfile.gettempdir()) / f"s3torch-datasets-{os.getuid()}"
+    return sorted(path for path in folder.glob("*") if path.name.startswith(f"{os.getpid()}-"))
+
+
+def test_a_map_dataset_is_listed_once_and_read_by_all_workers(
+    make_map: Make, fill: Fill, start_method: str, counting_server: CountingServer
+) -> None:
+    contents = fill(20)
+    dataset = make_map(transform=read)
+    for _ in range(2):
+        assert load(dataset, start_method) == contents
+    assert counting_server.operations().count("ListObjectsV2") == 1
+
+
+def test_an_iterable_dataset_is_listed_once_for_all_workers_and_epochs(
+    make_iterable: Make, fill: Fill, start_method: str, counting_server: CountingServer
+) -> None:
+    contents = fill(20)
+    dataset = make_iterable(transform=read, enable_sharding=True)
+    for _ in range(2):
+        assert sorted(load(dataset, start_method)) == sorted(contents)
+    assert counting_server.operations().count("ListObjectsV2") == 1
+    assert counting_server.operations().count("GetObject") == 40
+
+
+def test_workers_work_after_the_parent_used_the_dataset(
+    make_iterable: Make, fill: Fill, start_method: str, counting_server: CountingServer
+) -> None:
+    contents = fill(20)
+    dataset = make_iterable(transform=read, enable_sharding=True)
+    iterator = iter(dataset)
+    assert next(iterator) == contents[0]  # with look-ahead under way
+    assert sorted(load(dataset, start_method)) == sorted(contents)
+    assert list(iterator) == contents[1:]
+    assert counting_server.operations().count("ListObjectsV2") == 1
+
+
+def test_every_worker_reads_all_without_sharding(make_iterable: Make, fill: Fill) -> None:
+    contents = fill(6)
+    assert Counter(load(make_iterable(transform=read), "fork")) == Counter(contents * 2)
+
+
+def test_index_files_end_with_the_dataset(make_iterable: Make, fill: Fill) -> None:
+    fill(6)
+    before = index_files()
+    dataset = make_iterable(transform=read, enable_sharding=True)
+    load(dataset, "fork")
+    assert len(index_files()) > len(before)
+    del dataset
+    assert index_files() == before
+
+
+@pytest.mark.parametrize(
+    ("start_method", "persistent_workers"), [("fork", False), ("fork", True), ("spawn", True), ("forkserver", True)]
+)
+def test_workers_see_the_epoch_that_is_set_in_the_main_process(
+    make_iterable: Make, fill: Fill, start_method: str, persistent_workers: bool
+) -> None:
+    contents = fill(40)
+    dataset = make_iterable(transform=read, enable_sharding=True, shuffle=True, seed=5)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context=start_method,
+        persistent_workers=persistent_workers,
+    )
+    orders = []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        orders.append(list(loader))
+        assert sorted(orders[-1]) == sorted(contents)
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_pinned_memory_and_prefetching_change_nothing(make_map: Make, fill: Fill) -> None:
+    contents = fill(12)
+    samples = load(make_map(transform=read), "fork", pin_memory=torch.cuda.is_available(), prefetch_factor=3)
+    assert samples == contents
+
+
+def test_the_requests_of_all_workers_together_stay_within_the_bound(
+    make_iterable: Make, fill: Fill, counting_server: CountingServer
+) -> None:
+    fill(120)
+    counting_server.shape(latency_seconds=0.05)
+    try:
+        load(make_iterable(transform=read, enable_sharding=True), "fork")
+    finally:
+        counting_server.shape()
+    assert 30 <= counting_server.counters()["most_in_flight"] <= 64
+
+
+def test_an_error_in_a_worker_is_raised_in_the_main_process_with_the_object(
+    make_map: Make, fill: Fill, start_method: str, counting_server: CountingServer
+) -> None:
+    fill(8)
+    dataset = make_map(transform=read)
+    len(dataset)
+    counting_server.delete("data/00005")
+    with pytest.raises(FileNotFoundError, match=r"s3://.*/data/00005"):
+        load(dataset, start_method)
+
+
+def test_readers_can_be_sent_from_a_worker_to_the_main_process(make_map: Make, fill: Fill) -> None:
+    contents = fill(5)
+    assert [reader.read() for reader in load(make_map(), "fork")] == contents
+
+
+def test_a_worker_that_is_killed_leaves_the_others_their_dataset(
+    connection: dict[str, Any], counting_server: CountingServer, fill: Fill
+) -> None:
+    fill(5)
+    dataset = S3MapDataset.from_prefix(f"s3://{counting_server.bucket}/data/", transform=read, **connection)
+    len(dataset)
+    child = os.fork()
+    if child == 0:
+        dataset[0]
+        os.kill(os.getpid(), 9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+    assert dataset[4] == b"\4" * 5
+
+
+JOB = """
+import json, os, sys
+from operator import attrgetter
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from s3torch_datasets import S3IterableDataset
+
+method, workers, remainder, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+
+if __name__ == "__main__":
+    # Made before the process group: ranks are read when the iteration starts.
+    dataset = S3IterableDataset.from_prefix(
+        os.environ["PREFIX"], transform=attrgetter("key"), enable_sharding=True, shuffle=True, seed=3,
+        shard_remainder=remainder,
+    )
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    kept = os.environ.pop("RANK"), os.environ.pop("WORLD_SIZE")  # the process group is what counts
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, multiprocessing_context=method if workers else None
+    )
+    epochs = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        epochs.append(list(loader))
+    with open(os.path.join(folder, f"{rank}.json"), "w") as file:
+        json.dump(epochs, file)
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "workers", "remainder"), [("fork", 0, "keep"), ("fork", 2, "pad"), ("spawn", 1, "drop_last")]
+)
+def test_two_ranks_share_the_objects(
+    counting_server: CountingServer, fill: Fill, tmp_path: Path, method: str, workers: int, remainder: str
+) -> None:
+    fill(21)
+    script = tmp_path / "job.py"
+    script.write_text(JOB)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {
+        **os.environ,
+        **counting_server.environment(),
+        "PREFIX": f"s3://{counting_server.bucket}/data/",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [*command, str(script), method, str(workers), remainder, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    everything = [f"data/{number:05}" for number in range(21)]
+    for epoch in (0, 1):
+        sizes = sorted(len(ranks[rank][epoch]) for rank in (0, 1))
+        seen = Counter(ranks[0][epoch] + ranks[1][epoch])
+        assert sizes == {"keep": [10, 11], "pad": [11, 11], "drop_last": [10, 10]}[remainder]
+        assert set(seen) <= set(everything)
+        assert len(seen) == (20 if remainder == "drop_last" else 21)
+    assert ranks[0][0] != ranks[0][1]
