@@ -58,6 +58,7 @@ class MultipartUpload:
         self._parts: dict[int, tuple[str, str | None]] = {}
         self._error: BaseException | None = None
         self._uncertain = False
+        self._unwanted = False
         self._in_flight = 0
         self._state = _State.OPEN
         self._changed = threading.Condition()
@@ -88,11 +89,11 @@ class MultipartUpload:
                 if not upload_id:
                     raise S3Exception(f"start of the upload of {self._target.uri} failed: the store sent no upload id")
                 self._id = upload_id
-                self._runtime.process.watch(self)
             finally:
                 self._leave()
 
         # In the pool: when the caller is interrupted, the answer still comes in, and the upload is aborted then.
+        self._runtime.process.watch(self)
         self._enter()
         wait_for(self._runtime.pool.submit(task))
 
@@ -186,10 +187,13 @@ class MultipartUpload:
                 done = True
             finally:
                 with self._changed:
-                    self._state = _State.DONE if done else _State.OPEN
+                    is_given_up = self._unwanted and not done
+                    self._state = _State.DONE if done else _State.ABORTING if is_given_up else _State.OPEN
                     self._changed.notify_all()
                 if done:
                     self._runtime.process.forget(self)
+                elif is_given_up:
+                    self._send_abort()
 
         wait_for(self._runtime.pool.submit(task))
 
@@ -200,13 +204,14 @@ class MultipartUpload:
             timeout: Seconds to wait; after that the abort goes on in the background, until the process ends at most.
         """
         if self._begin_abort():
-            self._send_abort()
+            # Not in this thread, which may be on its way out after Ctrl-C.
+            self._runtime.pool.submit(self._send_abort)
         self.finish(timeout)
 
     def abandon(self) -> None:
         """Give the upload up without waiting; safe in a destructor."""
         if self._begin_abort():
-            self._runtime.pool.submit(self._send_abort)
+            self._runtime.pool.run_soon(self._send_abort)
 
     def finish(self, timeout: float) -> None:
         """Wait until the upload is completed or aborted.
@@ -222,10 +227,11 @@ class MultipartUpload:
     def _begin_abort(self) -> bool:
         """Mark the upload as given up; say whether the caller is the one to send the abort."""
         with self._changed:
-            while self._state is _State.COMPLETING:
-                # What the store makes of the completion decides: the object is whole, or the upload is still there.
-                if not self._changed.wait(_SLICE_SECONDS):
-                    return False
+            if self._state is _State.COMPLETING:
+                # What the store makes of the completion decides: the object is whole, or the upload is aborted then.
+                self._unwanted = True
+                self._stop.set()
+                return False
             if self._state is not _State.OPEN:
                 return False
             self._state = _State.ABORTING

@@ -12,7 +12,6 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,8 +22,6 @@ from ._exceptions import S3Exception
 _CLOBBERED = ("obstore._store", "obstore.exceptions")
 _THREADS_VARIABLE = "TOKIO_WORKER_THREADS"
 _THREADS = "4"
-
-_environment_lock = threading.Lock()
 
 
 def load_native() -> Any:
@@ -135,19 +132,18 @@ def start_runtime(native: Any) -> None:
     back at once. A DataLoader with many workers would otherwise start cores x workers threads.
 
     Args:
-        native: The module from `load_native`.
+        native: The module from `load_native`. The caller sees to it that no other thread does this meanwhile.
     """
-    with _environment_lock:
-        before = os.environ.get(_THREADS_VARIABLE)
+    before = os.environ.get(_THREADS_VARIABLE)
+    if before is None:
+        os.environ[_THREADS_VARIABLE] = _THREADS
+    try:
+        native.head(native._store.MemoryStore(), "none")
+    except FileNotFoundError:
+        pass
+    finally:
         if before is None:
-            os.environ[_THREADS_VARIABLE] = _THREADS
-        try:
-            native.head(native._store.MemoryStore(), "none")
-        except FileNotFoundError:
-            pass
-        finally:
-            if before is None:
-                os.environ.pop(_THREADS_VARIABLE, None)
+            os.environ.pop(_THREADS_VARIABLE, None)
 
 
 def _is_forked_child() -> bool:

@@ -91,8 +91,8 @@ def copy_object(runtime: Runtime, source: Target, target: Target) -> None:
         return
     part_size = plan_part_size(_COPY_PART_SIZE, info.size)
     upload = MultipartUpload(runtime, target, creation_headers(config), checksum=None)
-    upload.create()
     try:
+        upload.create()
         for number, (start, end) in enumerate(split_range(0, info.size, part_size), 1):
             upload.submit_copy(number, {**headers, "x-amz-copy-source-range": f"bytes={start}-{end - 1}"})
         upload.complete(info.size)
