@@ -15,6 +15,7 @@ from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._errors import ErrorHandler
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._look_ahead import LookAhead
+from s3torch_datasets._manifest_write import write_manifest
 from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._options import ReadSettings
 from s3torch_datasets._place import find_worker
@@ -87,6 +88,18 @@ class ObjectDataset(Generic[T_co]):
     def skipped(self) -> int:
         """Number of samples that `on_error` left out, in this process."""
         return self._on_error.skipped
+
+    def save_manifest(self, destination: str | os.PathLike[str]) -> None:
+        """Saves the list of objects, so that other jobs and tools read it instead of listing.
+
+        Args:
+            destination: `s3://bucket/key` or a path, ending in `.parquet` (needs the extra `parquet`), `.jsonl` or
+                `.jsonl.gz`. It holds the whole list or what it held before.
+
+        Raises:
+            ValueError: The ending is another one.
+        """
+        write_manifest(self.index, os.fspath(destination), self._get_client)
 
     def _make_index(self) -> ObjectIndex:
         object_filter = self._settings.object_filter
