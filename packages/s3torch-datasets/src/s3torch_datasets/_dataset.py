@@ -12,9 +12,12 @@ from typing_extensions import TypeVar
 from s3core import S3Client, S3ClientConfig
 from s3torch_datasets.__about__ import __version__
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
+from s3torch_datasets._complete_index import complete_index
+from s3torch_datasets._disk_cache import DiskCache
 from s3torch_datasets._errors import ErrorHandler
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._look_ahead import LookAhead
+from s3torch_datasets._manifest_write import write_manifest
 from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._options import ReadSettings
 from s3torch_datasets._place import find_worker
@@ -65,6 +68,9 @@ class ObjectDataset(Generic[T_co]):
         self._settings = settings
         self._shared_index = SharedIndex()
         self._on_error = ErrorHandler(settings.on_error)
+        self._cache = None
+        if settings.cache_dir is not None:
+            self._cache = DiskCache(settings.cache_dir, settings.cache_size, endpoint)
         self._client: S3Client | None = None
         self._client_place: tuple[int, int] | None = None
 
@@ -88,7 +94,25 @@ class ObjectDataset(Generic[T_co]):
         """Number of samples that `on_error` left out, in this process."""
         return self._on_error.skipped
 
+    def save_manifest(self, destination: str | os.PathLike[str]) -> None:
+        """Saves the list of objects, so that other jobs and tools read it instead of listing.
+
+        Args:
+            destination: `s3://bucket/key` or a path, ending in `.parquet` (needs the extra `parquet`), `.jsonl` or
+                `.jsonl.gz`. It holds the whole list or what it held before.
+
+        Raises:
+            ValueError: The ending is another one.
+        """
+        write_manifest(self.index, os.fspath(destination), self._get_client)
+
     def _make_index(self) -> ObjectIndex:
+        index = self._find_objects()
+        if self._cache is not None:
+            index = complete_index(index, self._get_client(), progress=self._settings.progress)
+        return index
+
+    def _find_objects(self) -> ObjectIndex:
         object_filter = self._settings.object_filter
         client = self._get_client()
         make_index = getattr(self._get_dataset_objects, "make_index", None)
@@ -120,7 +144,7 @@ class ObjectDataset(Generic[T_co]):
     def _look_ahead(self, objects: Iterable[S3BucketKeyData]) -> LookAhead:
         client, workers = self._get_client(), find_worker()[1]
         return LookAhead(
-            (ObjectSource(client, one) for one in objects),
+            (ObjectSource(client, one, self._cache) for one in objects),
             max_objects=max(1, self._config.concurrency // workers),
             max_bytes=self._config.memory_limit // workers,
             part_size_bytes=self._config.part_size,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
 from typing_extensions import Unpack
@@ -13,6 +14,7 @@ from s3torch_datasets._epoch_dataset import EpochDataset
 from s3torch_datasets._errors import SKIP
 from s3torch_datasets._listing import PrefixObjects, UriObjects
 from s3torch_datasets._look_ahead import LookAhead
+from s3torch_datasets._manifest import ManifestObjects
 from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._options import IterationOptions, IterationSettings
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
@@ -139,6 +141,49 @@ class S3IterableDataset(EpochDataset[T_co]):
         return cls(
             region,
             PrefixObjects(s3_uri),
+            endpoint,
+            transform,
+            s3client_config,
+            enable_sharding,
+            reader_constructor,
+            **options,
+        )
+
+    @classmethod
+    def from_manifest(
+        cls,
+        manifest: str | os.PathLike[str],
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T_co] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        enable_sharding: bool = False,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        columns: str | Sequence[str] | None = None,
+        **options: Unpack[IterationOptions],
+    ) -> Self:
+        """Makes a dataset of the objects in a manifest, without listing.
+
+        Args:
+            manifest: `s3://bucket/key` or a path: a file that `save_manifest` wrote (`.parquet`, `.jsonl`,
+                `.jsonl.gz`), a CSV file (`.csv`, `.csv.gz`; without a header it is taken for an S3 Inventory's, whose
+                keys are percent-encoded), or the `manifest.json` of an S3 Inventory in CSV or Parquet.
+            region: See the class, as for all below.
+            endpoint: See the class.
+            transform: See the class.
+            s3client_config: See the class.
+            enable_sharding: See the class.
+            reader_constructor: See the class.
+            columns: Names of the columns of a CSV file without a header, such as `"Bucket, Key, Size, ETag"`.
+            **options: See `IterationOptions` and `ReadOptions`.
+
+        Raises:
+            ValueError: When the objects are first needed: the manifest is malformed.
+        """
+        return cls(
+            region,
+            ManifestObjects(manifest, columns),
             endpoint,
             transform,
             s3client_config,

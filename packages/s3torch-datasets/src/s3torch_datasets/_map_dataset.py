@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
@@ -13,6 +14,7 @@ from s3core import S3ClientConfig
 from s3torch_datasets._dataset import GetDatasetObjects, ObjectDataset, T_co, identity
 from s3torch_datasets._errors import SKIP
 from s3torch_datasets._listing import PrefixObjects, UriObjects
+from s3torch_datasets._manifest import ManifestObjects
 from s3torch_datasets._options import ReadOptions, ReadSettings
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._reader import S3Reader
@@ -114,6 +116,46 @@ class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
             ValueError: The URI is malformed.
         """
         return cls(region, PrefixObjects(s3_uri), endpoint, transform, s3client_config, reader_constructor, **options)
+
+    @classmethod
+    def from_manifest(
+        cls,
+        manifest: str | os.PathLike[str],
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T_co] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        columns: str | Sequence[str] | None = None,
+        **options: Unpack[ReadOptions],
+    ) -> Self:
+        """Makes a dataset of the objects in a manifest, without listing.
+
+        Args:
+            manifest: `s3://bucket/key` or a path: a file that `save_manifest` wrote (`.parquet`, `.jsonl`,
+                `.jsonl.gz`), a CSV file (`.csv`, `.csv.gz`; without a header it is taken for an S3 Inventory's, whose
+                keys are percent-encoded), or the `manifest.json` of an S3 Inventory in CSV or Parquet.
+            region: See the class, as for all below.
+            endpoint: See the class.
+            transform: See the class.
+            s3client_config: See the class.
+            reader_constructor: See the class.
+            columns: Names of the columns of a CSV file without a header, such as `"Bucket, Key, Size, ETag"`.
+            **options: See `ReadOptions`.
+
+        Raises:
+            ValueError: When the objects are first needed: the manifest is malformed.
+        """
+        return cls(
+            region,
+            ManifestObjects(manifest, columns),
+            endpoint,
+            transform,
+            s3client_config,
+            reader_constructor,
+            **options,
+        )
 
     def __len__(self) -> int:
         return len(self.index)

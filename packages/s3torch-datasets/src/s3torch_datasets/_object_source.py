@@ -9,6 +9,8 @@ from typing_extensions import Buffer
 
 from s3core import ObjectInfo
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
+from s3torch_datasets._cached_streams import CachingStream, FileStream
+from s3torch_datasets._disk_cache import DiskCache
 
 
 class ObjectStream(Protocol):
@@ -55,9 +57,11 @@ class ObjectSource:
     Args:
         client: Client that reads.
         one: The object, and what is known of it.
+        cache: Where whole objects are kept; None for nowhere.
     """
 
     __slots__ = (
+        "_cache",
         "_client",
         "_error",
         "_info",
@@ -70,12 +74,13 @@ class ObjectSource:
         "was_opened",
     )
 
-    def __init__(self, client: ObjectClient, one: S3BucketKeyData) -> None:
+    def __init__(self, client: ObjectClient, one: S3BucketKeyData, cache: DiskCache | None = None) -> None:
         self.bucket = one.bucket
         self.key = one.key
         self.was_opened = False
         self.on_whole_read: Callable[[], None] | None = None
         self._client = client
+        self._cache = cache
         self._info = one.object_info
         # Only a version that was asked for is named in requests: s3:GetObject does not allow to name one.
         self._version = None if one.object_info is None else one.object_info.version_id
@@ -134,6 +139,17 @@ class ObjectSource:
             ready.close()
 
     def _open(self, start: int | None, end: int | None) -> ObjectStream:
+        info = self._info
+        if self._cache is None or info is None or info.etag is None:
+            return self._open_remote(start, end)
+        descriptor = self._cache.open(self.bucket, info)
+        if descriptor is not None:
+            return FileStream(descriptor, info, start, end)
+        file = self._cache.begin(self.bucket, info) if self._is_whole(start, end) else None
+        stream = self._open_remote(start, end)
+        return stream if file is None else CachingStream(stream, file)
+
+    def _open_remote(self, start: int | None, end: int | None) -> ObjectStream:
         if self._info is None and self._last is not None:
             # What the first stream learnt holds the later ones to the same version of the object.
             self._info = self._last.object_info
@@ -157,4 +173,4 @@ class ObjectSource:
         return end is None or (self._info is not None and end >= self._info.size)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectSource, (self._client, S3BucketKeyData(self.bucket, self.key, self._info))
+        return ObjectSource, (self._client, S3BucketKeyData(self.bucket, self.key, self._info), self._cache)

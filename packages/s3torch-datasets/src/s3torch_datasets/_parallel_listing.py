@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from s3core import ListObjectResult, S3Client
 from s3torch_datasets._filters import ObjectFilter
+from s3torch_datasets._in_parallel import Report, call_in_parallel
 from s3torch_datasets._page_selector import PageSelector
 
 T = TypeVar("T")
@@ -23,10 +23,8 @@ R = TypeVar("R")
 _PLAIN_PAGES = 3
 _WANTED_CUTS = 16
 _MAX_RANGES = 64
-_MAX_THREADS = 16
 _MAX_DEPTH = 6
 _MAX_FOLDER_PAGES = 20
-_WAIT_SECONDS = 0.2
 
 
 class _NotInOrder(Exception):
@@ -129,7 +127,7 @@ class _Lister:
             whole.add_selector(selector)
         return whole
 
-    def _find_folders(self, prefix: str, report: Callable[[int], None], stop: threading.Event) -> list[str]:
+    def _find_folders(self, prefix: str, report: Report, stop: threading.Event) -> list[str]:
         found: list[str] = []
         for number, page in enumerate(self._client.list_objects(self._bucket, prefix, "/"), 1):
             found += page.common_prefixes
@@ -137,7 +135,7 @@ class _Lister:
                 break
         return found
 
-    def _list_range(self, keys: KeyRange, report: Callable[[int], None], stop: threading.Event) -> PageSelector:
+    def _list_range(self, keys: KeyRange, report: Report, stop: threading.Event) -> PageSelector:
         selector = PageSelector(self._bucket, self._filter)
         before = keys.after or ""
         for page in self._client.list_objects(self._bucket, self._prefix, start_after=keys.after):
@@ -156,44 +154,9 @@ class _Lister:
                 break
         return selector
 
-    def _in_parallel(self, call: Callable[[T, Callable[[int], None], threading.Event], R], items: list[T]) -> list[R]:
-        """Calls with each item from a few daemon threads, which Ctrl-C does not wait for."""
-        results: dict[int, R] = {}
-        waiting: SimpleQueue[int] = SimpleQueue()
-        for number in range(len(items)):
-            waiting.put(number)
-        events: SimpleQueue[int | BaseException | None] = SimpleQueue()
-        stop = threading.Event()
+    def _in_parallel(self, call: Callable[[T, Report, threading.Event], R], items: list[T]) -> list[R]:
+        return call_in_parallel(call, items, self._client.s3client_config.concurrency, self._report)
 
-        def work() -> None:
-            try:
-                while not stop.is_set():
-                    try:
-                        number = waiting.get_nowait()
-                    except Empty:
-                        break
-                    results[number] = call(items[number], events.put, stop)
-            except BaseException as error:
-                events.put(error)
-            else:
-                events.put(None)
-
-        running = min(_MAX_THREADS, self._client.s3client_config.concurrency, len(items))
-        for _ in range(running):
-            threading.Thread(target=work, name="s3torch-listing", daemon=True).start()
-        try:
-            while running:
-                try:
-                    event = events.get(timeout=_WAIT_SECONDS)  # in slices, so that Ctrl-C is seen everywhere
-                except Empty:
-                    continue
-                if isinstance(event, BaseException):
-                    raise event
-                if event is None:
-                    running -= 1
-                else:
-                    self.reported += event
-                    self._on_listed(event)
-        finally:
-            stop.set()
-        return [results[number] for number in range(len(items))]
+    def _report(self, count: int) -> None:
+        self.reported += count
+        self._on_listed(count)

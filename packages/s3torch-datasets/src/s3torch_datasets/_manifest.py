@@ -1,0 +1,157 @@
+"""Reads the objects of a dataset from a file: a saved manifest, or an S3 Inventory."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote_plus
+
+from s3core import S3Client, parse_s3_uri
+from s3torch_datasets._bucket_key_data import S3BucketKeyData
+from s3torch_datasets._filters import ObjectFilter
+from s3torch_datasets._index import IndexBuilder, ObjectIndex
+from s3torch_datasets._manifest_rows import COLUMNS, RowReader, looks_like_inventory
+from s3torch_datasets._manifest_write import require_pyarrow
+from s3torch_datasets._object_source import ObjectSource
+from s3torch_datasets._progress import progress_bar
+from s3torch_datasets._sequential_reader import SequentialS3Reader
+
+_ROWS_AT_A_TIME = 10_000
+_UNNAMED_COLUMNS = ("bucket", "key", "size")
+
+
+class ManifestObjects:
+    """The `get_dataset_objects` of `from_manifest`.
+
+    Args:
+        manifest: `s3://bucket/key` or a path: `.parquet`, `.jsonl`, `.csv`, the last two also `.gz`, or the
+            `manifest.json` of an S3 Inventory.
+        columns: Names of the columns of a CSV file without a header, as in an inventory's `fileSchema`.
+    """
+
+    def __init__(self, manifest: str | os.PathLike[str], columns: str | Sequence[str] | None = None) -> None:
+        self.manifest = os.fspath(manifest)
+        self.columns = columns.split(",") if isinstance(columns, str) else columns
+        if self.manifest.startswith("s3://") and not parse_s3_uri(self.manifest)[1]:
+            raise ValueError(f"{self.manifest!r} names a bucket and no manifest")
+
+    def __call__(self, client: S3Client) -> Iterable[S3BucketKeyData]:
+        """Yields the objects of the manifest."""
+        return self._objects(client, self.manifest, self.columns, None)
+
+    def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool | None) -> ObjectIndex:
+        """Reads the manifest."""
+        builder = IndexBuilder()
+        with progress_bar(f"Reading {self.manifest}", " objects", shown=progress) as bar:
+            block: list[S3BucketKeyData] = []
+            for one in self._objects(client, self.manifest, self.columns, object_filter):
+                block.append(one)
+                if len(block) == _ROWS_AT_A_TIME:
+                    builder.extend(block)
+                    bar.update(len(block))
+                    block = []
+            builder.extend(block)
+            bar.update(len(block))
+        return builder.build()
+
+    def _objects(
+        self, client: S3Client, name: str, columns: Sequence[str] | None, kept: ObjectFilter | None
+    ) -> Iterator[S3BucketKeyData]:
+        with _open(client, name) as file:
+            plain: BinaryIO = file
+            ending = name
+            if name.endswith(".gz"):
+                ending = name.removesuffix(".gz")
+                plain = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+            if ending.endswith(".parquet"):
+                yield from _parquet_objects(name, plain, kept)
+            elif ending.endswith((".jsonl", ".ndjson")):
+                yield from RowReader(name, COLUMNS, False, kept).objects(_json_rows(name, plain))
+            elif ending.endswith(".csv"):
+                yield from _csv_objects(name, plain, columns, kept)
+            elif os.path.basename(ending) == "manifest.json":
+                yield from self._inventory_objects(client, name, plain, kept)
+            else:
+                raise ValueError(
+                    f"{name}: a manifest ends in .parquet, .jsonl or .csv (the last two also in .gz), or is the "
+                    "manifest.json of an S3 Inventory"
+                )
+
+    def _inventory_objects(
+        self, client: S3Client, name: str, file: BinaryIO, kept: ObjectFilter | None
+    ) -> Iterator[S3BucketKeyData]:
+        inventory = json.load(file)
+        try:
+            bucket = inventory["destinationBucket"].rpartition(":")[2]
+            columns = inventory["fileSchema"].split(",")
+            keys = [entry["key"] for entry in inventory["files"]]
+            kind = inventory["fileFormat"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{name} is not the manifest.json of an S3 Inventory: it lacks {error}") from error
+        if kind not in ("CSV", "Parquet"):
+            raise ValueError(f"{name}: an inventory in {kind} cannot be read; have S3 write CSV or Parquet")
+        for key in keys:
+            yield from self._objects(client, f"s3://{bucket}/{key}", columns, kept)
+
+
+def _open(client: S3Client, name: str) -> BinaryIO:
+    if not name.startswith("s3://"):
+        return open(name, "rb")
+    source = ObjectSource(client, S3BucketKeyData(*parse_s3_uri(name)))
+    return cast(BinaryIO, SequentialS3Reader(source.bucket, source.key, source.get_object_info, source.get_stream))
+
+
+def _json_rows(name: str, file: BinaryIO) -> Iterator[Sequence[Any]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            yield [row.get(column) for column in COLUMNS]
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{name}: line {number} is not a JSON object: {error}") from error
+
+
+def _csv_objects(
+    name: str, file: BinaryIO, columns: Sequence[str] | None, kept: ObjectFilter | None
+) -> Iterator[S3BucketKeyData]:
+    with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        rows = csv.reader(text)
+        first = next(rows, None)
+        if first is None:
+            return
+        if columns is None and "key" in [cell.strip().lower() for cell in first]:
+            # A header, which no inventory has: its keys are written as they are.
+            yield from RowReader(name, first, looks_like_inventory(first), kept).objects(rows)
+            return
+        if columns is None:
+            columns = _UNNAMED_COLUMNS[: len(first)]
+        if len(columns) < len(first):
+            raise ValueError(
+                f"{name} has {len(first)} columns and no header; name them with columns=, as the fileSchema of the "
+                "inventory's manifest.json does, or give the manifest.json itself"
+            )
+        reader = RowReader(name, columns, True, kept)
+        key = [column.strip().lower() for column in columns].index("key")
+        yield from reader.objects(_decoded(chain([first], rows), key))
+
+
+def _decoded(rows: Iterable[list[str]], key: int) -> Iterator[Sequence[str]]:
+    """Decodes keys, which an inventory in CSV percent-encodes."""
+    for row in rows:
+        yield [unquote_plus(cell) if position == key else cell for position, cell in enumerate(row)]
+
+
+def _parquet_objects(name: str, file: BinaryIO, kept: ObjectFilter | None) -> Iterator[S3BucketKeyData]:
+    parquet = require_pyarrow(name).ParquetFile(file)
+    names = parquet.schema_arrow.names
+    reader = RowReader(name, names, looks_like_inventory(names), kept)
+    for batch in parquet.iter_batches(_ROWS_AT_A_TIME):
+        columns = [column.to_pylist() for column in batch.columns]
+        yield from reader.objects(zip(*columns, strict=True))

@@ -1,0 +1,92 @@
+"""The rows of a manifest, whatever file they come from: names of columns, and which rows count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s3core import ObjectInfo
+from s3torch_datasets._bucket_key_data import S3BucketKeyData
+from s3torch_datasets._filters import ObjectFilter, is_archived, is_directory_marker
+
+COLUMNS = ("bucket", "key", "size", "etag", "version_id")
+_KNOWN = {"bucket", "key", "size", "etag", "versionid", "islatest", "isdeletemarker", "storageclass"}
+# Of an S3 Inventory, whose versions need not be named: the latest is what a read gets.
+_INVENTORY_ONLY = {"islatest", "isdeletemarker", "storageclass"}
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """Makes objects of rows.
+
+    Args:
+        source: Name of the file, for errors.
+        names: Name of each column: our own, or those of an S3 Inventory
+            (https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html).
+        is_inventory: Whether this is a list of all that is in a bucket, of which markers and archived objects are left
+            out unless the filter keeps them.
+        object_filter: Which objects to keep; None for all.
+    """
+
+    source: str
+    names: Sequence[str]
+    is_inventory: bool
+    object_filter: ObjectFilter | None
+
+    def __post_init__(self) -> None:
+        missing = {"bucket", "key"} - set(self._normal_names())
+        if missing:
+            raise ValueError(
+                f"{self.source}: a manifest needs the columns bucket and key, and has {', '.join(self.names)}; "
+                "name them with columns= where the file has no header"
+            )
+
+    def objects(self, rows: Iterator[Sequence[Any]]) -> Iterator[S3BucketKeyData]:
+        """Yields the objects that count."""
+        names = self._normal_names()
+        positions = {name: names.index(name) for name in names if name in _KNOWN}
+        for number, row in enumerate(rows, 1):
+            if len(row) != len(names):
+                raise ValueError(f"{self.source}: row {number} has {len(row)} columns and not {len(names)}")
+            try:
+                one = self._object({name: row[position] for name, position in positions.items()})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{self.source}: row {number} is malformed: {error}") from error
+            if one is not None and (self.object_filter is None or self.object_filter.accepts(one)):
+                yield one
+
+    def _normal_names(self) -> list[str]:
+        return [name.strip().lower().replace("_", "") for name in self.names]
+
+    def _object(self, row: Mapping[str, Any]) -> S3BucketKeyData | None:
+        bucket, key, size = row["bucket"], row["key"], row.get("size")
+        if not isinstance(bucket, str) or not isinstance(key, str) or not bucket or not key:
+            raise ValueError(f"bucket {bucket!r} and key {key!r} must be texts that are not empty")
+        size = None if size is None or size == "" else int(size)
+        if self.is_inventory and not self._counts(row, key, size):
+            return None
+        if size is None:
+            return S3BucketKeyData(bucket, key)
+        etag = row.get("etag") or None
+        if etag is not None and not etag.startswith('"'):
+            etag = f'"{etag}"'
+        version = None if self.is_inventory else row.get("versionid") or None
+        return S3BucketKeyData(bucket, key, ObjectInfo(key, size, etag, version_id=version))
+
+    def _counts(self, row: Mapping[str, Any], key: str, size: int | None) -> bool:
+        if _is(row.get("isdeletemarker"), "true") or _is(row.get("islatest"), "false"):
+            return False
+        kept = self.object_filter or ObjectFilter()
+        if not kept.directory_markers and size is not None and is_directory_marker(key, size):
+            return False
+        return kept.archived or not is_archived(row.get("storageclass"))
+
+
+def looks_like_inventory(names: Sequence[str]) -> bool:
+    """Whether columns are those of an S3 Inventory."""
+    return any(name.strip().lower().replace("_", "") in _INVENTORY_ONLY for name in names)
+
+
+def _is(value: Any, text: str) -> bool:
+    return value is not None and str(value).lower() == text

@@ -1,0 +1,225 @@
+"""The disk cache: no GET for what is there, never a wrong byte, never an error of its own."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from s3core import ObjectInfo
+from s3torch_datasets import S3IterableDataset, S3ReaderConstructor
+from s3torch_datasets._disk_cache import DiskCache
+from servers import CountingServer
+
+Make = Callable[..., Any]
+Fill = Callable[..., list[bytes]]
+
+read = methodcaller("read")
+
+
+@pytest.fixture(params=["make_map", "make_iterable"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    found = request.getfixturevalue(request.param)
+    return lambda **arguments: found(**({"transform": read, "cache_dir": tmp_path / "cache"} | arguments))
+
+
+def epoch(dataset: Any, **arguments: Any) -> list[bytes]:
+    return [sample for batch in DataLoader(dataset, batch_size=8, collate_fn=list, **arguments) for sample in batch]
+
+
+def gets(server: CountingServer) -> int:
+    return server.operations().count("GetObject")
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*/*") if path.is_file()]
+
+
+def test_the_second_epoch_sends_no_get(make: Make, fill: Fill, counting_server: CountingServer) -> None:
+    contents = fill(20)
+    dataset = make()
+    assert epoch(dataset) == contents
+    assert gets(counting_server) == 20
+    assert epoch(dataset) == contents
+    assert epoch(make()) == contents  # another dataset, as another process would make it
+    assert gets(counting_server) == 20
+
+
+def test_workers_share_the_cache(make: Make, fill: Fill, counting_server: CountingServer) -> None:
+    contents = fill(20)
+    dataset = make()
+    for _ in range(2):
+        assert set(epoch(dataset, num_workers=2)) == set(contents)
+    assert gets(counting_server) <= 40
+    counting_server.clear()
+    assert set(epoch(dataset, num_workers=2)) == set(contents)
+    assert gets(counting_server) == 0
+
+
+@pytest.mark.parametrize(
+    "constructor",
+    [S3ReaderConstructor.sequential(), S3ReaderConstructor.range_based(), S3ReaderConstructor.streaming()],
+)
+def test_every_reader_uses_the_cache(make: Make, fill: Fill, counting_server: CountingServer, constructor: Any) -> None:
+    contents = fill(10)
+    for _ in range(2):
+        assert epoch(make(reader_constructor=constructor)) == contents
+    assert gets(counting_server) == 10
+
+
+def read_in_pieces(reader: Any) -> bytes:
+    start = reader.read(3)
+    rest = bytearray(5000)
+    return bytes(start + rest[: reader.readinto(rest)])
+
+
+def test_an_object_that_is_read_piece_by_piece_is_cached_when_it_was_read_to_its_end(
+    make: Make, fill: Fill, counting_server: CountingServer
+) -> None:
+    contents = fill(10, size=4000)
+    for _ in range(2):
+        assert epoch(make(transform=read_in_pieces)) == contents
+    assert gets(counting_server) == 10
+
+
+def test_an_object_that_is_read_in_part_leaves_nothing(make: Make, fill: Fill, tmp_path: Path) -> None:
+    fill(2, size=9 * 2**20)
+    assert epoch(make(transform=methodcaller("read", 10))) == [bytes([n]) * 10 for n in range(2)]
+    assert files(tmp_path / "cache") == []
+
+
+def test_a_replaced_object_is_fetched_anew(make: Make, fill: Fill, counting_server: CountingServer) -> None:
+    contents = fill(3)
+    assert epoch(make()) == contents
+    counting_server.put("data/00001", b"new")
+    assert epoch(make()) == [contents[0], b"new", contents[2]]
+
+
+def test_named_objects_are_cached_too(
+    fill: Fill, connection: dict[str, Any], counting_server: CountingServer, tmp_path: Path
+) -> None:
+    contents = fill(5)
+    uris = [f"s3://{counting_server.bucket}/data/{number:05}" for number in range(5)]
+    for _ in range(2):
+        dataset = S3IterableDataset.from_objects(uris, transform=read, cache_dir=tmp_path / "c", **connection)
+        assert list(dataset) == contents
+        assert list(dataset) == contents
+    assert gets(counting_server) == 5
+    gone = S3IterableDataset.from_objects(
+        [*uris[:1], uris[0] + "x"], transform=read, cache_dir=tmp_path / "c", **connection
+    )
+    iterator = iter(gone)
+    assert next(iterator) == contents[0]
+    with pytest.raises(FileNotFoundError, match="00000x"):
+        next(iterator)
+
+
+def test_the_oldest_go_first_and_the_bound_holds(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 1000, None)
+    infos = [ObjectInfo(f"key-{number}", 100, f'"{number}"') for number in range(30)]
+    for number, info in enumerate(infos):
+        file = cache.begin("bucket", info)
+        assert file is not None
+        file.write(bytes(100))
+        os.utime(cache.path_of("bucket", info), (number, number))
+        if number >= 3:  # in use all the time
+            descriptor = cache.open("bucket", infos[3])
+            assert descriptor is not None
+            os.close(descriptor)
+        assert sum(path.stat().st_size for path in files(tmp_path)) <= 1000
+    assert cache.open("bucket", infos[0]) is None
+    descriptor = cache.open("bucket", infos[-1])
+    assert descriptor is not None
+    os.close(descriptor)
+
+
+def test_an_object_beyond_the_whole_cache_is_not_kept(make: Make, fill: Fill, tmp_path: Path) -> None:
+    contents = fill(3, size=500)
+    assert epoch(make(cache_size=400)) == contents
+    assert files(tmp_path / "cache") == []
+
+
+def test_a_file_that_was_cut_short_is_fetched_anew(make: Make, fill: Fill, tmp_path: Path) -> None:
+    contents = fill(3, size=500)
+    assert epoch(make()) == contents
+    for path in files(tmp_path / "cache"):
+        os.truncate(path, 10)
+    assert epoch(make()) == contents
+
+
+def test_a_folder_that_cannot_be_made_means_no_cache_and_one_warning(
+    make: Make, fill: Fill, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = fill(5)
+    (tmp_path / "file").write_text("in the way")
+    with caplog.at_level(logging.WARNING, "s3torch_datasets"):
+        assert epoch(make(cache_dir=tmp_path / "file" / "cache")) == contents
+    assert len(caplog.records) == 1
+
+
+FULL = """
+import logging, os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))  # a write past this fails as on a full disk
+from s3core import ObjectInfo
+from s3torch_datasets._disk_cache import DiskCache
+logging.basicConfig()
+cache = DiskCache(sys.argv[1], 10**6, None)
+for number in range(3):
+    file = cache.begin("bucket", ObjectInfo(f"key-{number}", 1000, '"e"'))
+    if file is not None:
+        file.write(bytes(1000))
+print(sum(len(names) for _, _, names in os.walk(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_disk_without_room_means_no_cache_and_one_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert done.stdout.split() == ["0"]
+    assert done.stderr.count("WARNING") == 1
+    assert os.strerror(errno.EFBIG) in done.stderr
+
+
+KILLED = """
+import os, signal, sys
+from s3core import ObjectInfo
+from s3torch_datasets._disk_cache import DiskCache
+file = DiskCache(sys.argv[1], 10**6, None).begin("bucket", ObjectInfo("key", 1000, '"e"'))
+file.write(bytes(500))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_leaves_no_half_object(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    info = ObjectInfo("key", 1000, '"e"')
+    cache = DiskCache(tmp_path, 1000, None)
+    assert cache.open("bucket", info) is None
+    (left,) = files(tmp_path)
+    os.utime(left, (0, 0))  # long ago
+    file = cache.begin("bucket", info)
+    assert file is not None
+    file.write(bytes(1000))
+    assert files(tmp_path) == [Path(cache.path_of("bucket", info))]
+
+
+def test_two_stores_do_not_mix(tmp_path: Path) -> None:
+    info = ObjectInfo("key", 4, '"e"')
+    file = DiskCache(tmp_path, 1000, "http://one").begin("bucket", info)
+    assert file is not None
+    file.write(b"data")
+    assert DiskCache(tmp_path, 1000, "http://two").open("bucket", info) is None
