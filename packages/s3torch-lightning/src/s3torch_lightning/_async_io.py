@@ -89,6 +89,16 @@ class S3AsyncCheckpoint(S3LightningCheckpoint):
         uri = checkpoint_uri(path)
         self._uploads.remove(uri, partial(self._remove, uri))
 
+    def remove_shards(self, path: Any) -> None:
+        """Queue the removal of a sharded checkpoint behind the save of the object that replaces it.
+
+        Args:
+            path: `s3://bucket/folder/name.ckpt`.
+        """
+        uri = checkpoint_uri(path)
+        # Under the folder's name: what lies at the URI itself is not touched.
+        self._uploads.remove(uri.rstrip("/") + "/", partial(self._remove_below, uri))
+
     def teardown(self) -> None:
         """Wait until everything has arrived.
 

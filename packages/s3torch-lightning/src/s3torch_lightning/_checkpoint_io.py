@@ -64,6 +64,11 @@ class S3LightningCheckpoint(CheckpointIO):
         self._install()
 
     @property
+    def settings(self) -> S3Settings:
+        """How the plugin reaches S3."""
+        return self._settings
+
+    @property
     def region(self) -> str | None:
         """The region as it was given."""
         return self._settings.region
@@ -112,7 +117,7 @@ class S3LightningCheckpoint(CheckpointIO):
         """
         uri = checkpoint_uri(path)
         if weights_only is None:
-            weights_only = _default_weights_only()
+            weights_only = default_weights_only()
         try:
             return self._settings.checkpoint.load(
                 uri,
@@ -165,8 +170,15 @@ class S3LightningCheckpoint(CheckpointIO):
             self._settings.client.delete_object(bucket, key)
         self._remove_below(uri)
 
+    def remove_shards(self, path: Any) -> None:
+        """Remove a sharded checkpoint, but not the object of the same name: that has replaced it.
+
+        Args:
+            path: `s3://bucket/folder/name.ckpt`.
+        """
+        self._remove_below(checkpoint_uri(path))
+
     def _remove_below(self, uri: str) -> None:
-        """Remove a sharded checkpoint, but not the object of the same name."""
         bucket, key = parse_s3_uri(uri)
         client = self._settings.client
         folder = key if key.endswith("/") else key + "/"
@@ -198,7 +210,8 @@ class S3LightningCheckpoint(CheckpointIO):
         self._install()  # in a process started by spawn
 
 
-def _default_weights_only() -> bool | None:
+def default_weights_only() -> bool | None:
+    """What the installed Lightning passes to `torch.load` when nobody says: False before 2.6, then None."""
     load = find_library().fabric_module("utilities.cloud_io")._load
     default: bool | None = inspect.signature(load).parameters["weights_only"].default
     return default

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint.state_dict_loader as dcp_loading
+import torch.distributed.checkpoint.state_dict_saver as dcp_saving
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
 from s3core import parse_s3_uri
@@ -72,7 +73,7 @@ class ShardedCheckpoint:
             s3client_config=self._settings.s3client_config,
             progress=self._progress,
         )
-        dcp.save(state, storage_writer=writer)
+        dcp_saving.save(state, storage_writer=writer)
 
     def tidy(self, meta: Mapping[str, Any]) -> None:
         """After a save, on one rank: write the copy for stock readers, and remove an object of the same name.
@@ -94,7 +95,7 @@ class ShardedCheckpoint:
             RuntimeError: The checkpoint lacks an item.
         """
         planner = None if strict else DefaultLoadPlanner(allow_partial_load=True)
-        dcp.load(state, storage_reader=self.reader(), planner=planner)
+        dcp_loading.load(state, storage_reader=self.reader(), planner=planner)
 
     def load_meta(self, *, weights_only: bool | None) -> dict[str, Any]:
         """Read what is not sharded.
@@ -105,7 +106,7 @@ class ShardedCheckpoint:
         reader = self.reader()
         if META_ITEM in reader.read_metadata().state_dict_metadata:
             state: dict[str, Any] = {META_ITEM: b""}
-            dcp.load(state, storage_reader=reader)
+            dcp_loading.load(state, storage_reader=reader)
             data = io.BytesIO(state[META_ITEM])
             meta: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=weights_only)
             return meta
