@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ._config import S3ClientConfig
 from ._exceptions import ConfigError
+from ._loading import load
 
 if TYPE_CHECKING:
     import botocore.session
@@ -88,6 +89,7 @@ def proxy_for(url: str, config: S3ClientConfig) -> str | None:
     Returns:
         The proxy's URL, or None for a direct connection.
     """
+    load("urllib.request")
     import urllib.request
 
     if config.proxy is not None:
@@ -109,6 +111,7 @@ def open_session(profile: str | None) -> botocore.session.Session:
     Raises:
         ConfigError: The profile does not exist.
     """
+    load("botocore.exceptions", "botocore.session")
     import botocore.exceptions
     import botocore.session
 
