@@ -75,6 +75,10 @@ def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientC
         if not os.path.isfile(named):
             raise ConfigError(f"AWS_CA_BUNDLE names {named!r}, which is no file; correct it or set ca_bundle")
         ca_bundle = named
+    if ca_bundle is not None:
+        with open(ca_bundle, "rb") as file:
+            if b"-----BEGIN " not in file.read():
+                raise ConfigError(f"the CA bundle {ca_bundle!r} holds no certificate in PEM form")
     return Settings(region, endpoint, config, user_agent, ca_bundle, profile)
 
 
