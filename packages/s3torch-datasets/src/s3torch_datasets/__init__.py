@@ -3,6 +3,7 @@
 from s3core import S3ClientConfig
 from s3torch_datasets.__about__ import __version__
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
+from s3torch_datasets._concat_dataset import S3ConcatDataset
 from s3torch_datasets._errors import SKIP
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._iterable_dataset import S3IterableDataset
@@ -20,6 +21,7 @@ __all__ = [
     # datasets
     "S3MapDataset",
     "S3IterableDataset",
+    "S3ConcatDataset",
     "S3BucketKeyData",
     "ObjectFilter",
     "ReadOptions",

@@ -142,9 +142,13 @@ class ObjectDataset(Generic[T_co]):
         return self._client
 
     def _look_ahead(self, objects: Iterable[S3BucketKeyData]) -> LookAhead:
-        client, workers = self._get_client(), find_worker()[1]
+        client = self._get_client()
+        return self._look_ahead_over(ObjectSource(client, one, self._cache) for one in objects)
+
+    def _look_ahead_over(self, sources: Iterable[ObjectSource]) -> LookAhead:
+        workers = find_worker()[1]
         return LookAhead(
-            (ObjectSource(client, one, self._cache) for one in objects),
+            iter(sources),
             max_objects=max(1, self._config.concurrency // workers),
             max_bytes=self._config.memory_limit // workers,
             part_size_bytes=self._config.part_size,
