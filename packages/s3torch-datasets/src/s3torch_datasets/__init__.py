@@ -15,6 +15,8 @@ from s3torch_datasets._reader import S3Reader
 from s3torch_datasets._reader_constructor import S3ReaderConstructor
 from s3torch_datasets._sequential_reader import SequentialS3Reader
 from s3torch_datasets._streaming_reader import StreamingS3Reader
+from s3torch_datasets._tar import BrokenArchiveError
+from s3torch_datasets._tar_dataset import S3TarDataset
 from s3torch_datasets._writer import S3Writer
 
 __all__ = [
@@ -22,11 +24,13 @@ __all__ = [
     "S3MapDataset",
     "S3IterableDataset",
     "S3ConcatDataset",
+    "S3TarDataset",
     "S3BucketKeyData",
     "ObjectFilter",
     "ReadOptions",
     "IterationOptions",
     "SKIP",
+    "BrokenArchiveError",
     # readers
     "S3Reader",
     "SequentialS3Reader",
