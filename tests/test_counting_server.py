@@ -199,6 +199,15 @@ def test_generated_objects_are_listed_and_read_from_every_process() -> None:
         assert server.counters()["operations"] == {"ListObjectsV2": 3, "GetObject": 12}
 
 
+def test_dropped_uploads_are_counted_and_read_as_zeros() -> None:
+    with start_counting_server(dropped="sink/") as server:
+        client = server.boto3_client()
+        for key in ("sink/a", "kept"):
+            client.put_object(Bucket=server.bucket, Key=key, Body=b"hello")
+        assert server.objects() == {"kept": b"hello", "sink/a": bytes(5)}
+        client.close()
+
+
 # Multipart uploads
 
 

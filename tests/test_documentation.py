@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
+import io
 import os
 import re
 import subprocess
@@ -21,6 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/*.md")])
 EXAMPLES = sorted(ROOT.glob("docs/examples/**/*.py"))
 OURS = {path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.py")}
+MODULES = sorted(
+    ".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__")
+    for source in ROOT.glob("packages/*/src")
+    for path in source.rglob("*.py")
+)
 
 
 def python_blocks(page: Path) -> Iterator[tuple[int, str]]:
@@ -44,6 +51,15 @@ def test_each_block_of_code_parses_and_imports_names_that_exist(block: str) -> N
             module = importlib.import_module(node.module)
             for alias in node.names:
                 assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_hold(name: str) -> None:
+    report = io.StringIO()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name), name):
+        runner.run(example, out=report.write)
+    assert runner.summarize(verbose=False).failed == 0, report.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

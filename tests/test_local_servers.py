@@ -27,6 +27,17 @@ def test_a_server_keeps_what_is_put(s3_server: S3Server) -> None:
     client.close()
 
 
+def test_ceph_keeps_odd_keys_exactly(ceph_server: S3Server) -> None:
+    bucket = ceph_server.create_bucket()
+    client = ceph_server.boto3_client()
+    keys = sorted(["a//b", "dir/", "/lead", "a/../b", "sp ace+%41ü漢"])
+    for key in keys:
+        client.put_object(Bucket=bucket, Key=key, Body=key.encode())
+    assert [c["Key"] for c in client.list_objects_v2(Bucket=bucket)["Contents"]] == keys
+    assert [client.get_object(Bucket=bucket, Key=key)["Body"].read().decode() for key in keys] == keys
+    client.close()
+
+
 def test_two_moto_servers_share_nothing(moto_server: S3Server) -> None:
     bucket = moto_server.create_bucket()
     with start_moto() as other:

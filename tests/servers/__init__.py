@@ -1,5 +1,6 @@
 """Local S3 servers for tests, examples, benchmarks and the demo: each starts by itself and ends with its owner."""
 
+from servers._ceph import is_ceph_installed, start_ceph
 from servers._local import start_local_server
 from servers._moto import start_moto
 from servers._seaweedfs import is_seaweedfs_installed, start_seaweedfs
@@ -9,10 +10,12 @@ from servers.counting import CountingServer, RecordedRequest, start_counting_ser
 
 __all__ = [
     # the servers
+    "start_ceph",
     "start_counting_server",
     "start_local_server",
     "start_moto",
     "start_seaweedfs",
+    "is_ceph_installed",
     "is_seaweedfs_installed",
     # what they return and raise
     "CountingServer",

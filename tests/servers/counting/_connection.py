@@ -118,7 +118,9 @@ class Connection(asyncio.Protocol):
             )
             site.records.requests.append(record)
         fault = site.faults.choose(operation, request)
-        return Exchange(request, operation, site.service.open_body(operation), record, fault, self._loop.time())
+        return Exchange(
+            request, operation, site.service.open_body(operation, request), record, fault, self._loop.time()
+        )
 
     def _read_body(self, exchange: Exchange, data: bytes) -> None:
         try:

@@ -47,6 +47,8 @@ def list_objects(request: Request, stored: Sequence[S3Object], generated: Sequen
         raise S3Error(400, "InvalidArgument", "max-keys is not a number") from None
     is_quoted = query.get("encoding-type") == "url"
 
+    stored = [found for found in stored if found.key.startswith(prefix)]
+    generated = [folder for folder in generated if _can_hold(folder, prefix)]
     rows = (
         _generated_rows(generated[0], prefix, after, most)
         if len(generated) == 1 and not (stored or delimiter)
@@ -83,7 +85,7 @@ def _page(
     most: int,
 ) -> _Page:
     page = _Page(last=after)
-    matching = sorted((s for s in stored if s.key.startswith(prefix)), key=_key)
+    matching = sorted(stored, key=_key)
     while True:
         for found in _after(matching, generated, prefix, page.last):
             end = found.key.find(delimiter, len(prefix)) if delimiter else -1
@@ -111,7 +113,7 @@ def _after(
     sources: list[Iterator[S3Object]] = [iter(matching[bisect.bisect_right(matching, after, key=_key) :])]
     for folder in generated:
         first, end = _indices(folder, prefix, after)
-        sources.append(folder[index] for index in range(first, end))
+        sources.append(map(folder.__getitem__, range(first, end)))
     return heapq.merge(*sources, key=_key)
 
 
@@ -122,6 +124,10 @@ def _indices(folder: GeneratedObjects, prefix: str, after: str) -> tuple[int, in
         bisect.bisect_left(indices, prefix, key=folder.key), bisect.bisect_right(indices, after, key=folder.key)
     )
     return first, bisect.bisect_left(indices, prefix + "\U0010ffff", key=folder.key)
+
+
+def _can_hold(folder: GeneratedObjects, prefix: str) -> bool:
+    return folder.prefix.startswith(prefix) or prefix.startswith(folder.prefix)
 
 
 def _generated_rows(folder: GeneratedObjects, prefix: str, after: str, most: int) -> tuple[str, _Page]:

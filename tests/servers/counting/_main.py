@@ -21,7 +21,7 @@ async def serve(settings: Settings) -> None:
     """Serve until killed; print the ports first."""
     loop = asyncio.get_running_loop()
     store = Store(Path(settings.root), settings.is_md5)
-    service = S3Service(store, settings.generated, settings.is_dropping)
+    service = S3Service(store, settings.generated, settings.dropped)
     site = Site(service, settings.shape, Records(settings.is_recording))
     server = await loop.create_server(
         lambda: Connection(site, loop),

@@ -66,7 +66,7 @@ class _Uploads:
         before = self._store.get(request.bucket, request.key)
         check_conditions(request.headers, before.etag if before else None, is_read=False)
         pieces = self._chosen(upload_id, bytes(body.data))
-        sums = hashlib.md5("".join(piece.etag for piece in pieces).encode(), usedforsecurity=False)
+        sums = hashlib.md5(b"".join(bytes.fromhex(piece.etag.strip('"')) for piece in pieces), usedforsecurity=False)
         etag = f'"{sums.hexdigest()}-{len(pieces)}"'
         headers = self._store.upload(upload_id).headers
         self._store.put(request.bucket, StoredObject(request.key, etag, pieces, headers))

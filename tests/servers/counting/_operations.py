@@ -28,13 +28,13 @@ class S3Service:
     Args:
         store: What was uploaded.
         generated: Folders of generated objects.
-        is_dropping: Whether the bytes of uploads are counted and dropped.
+        dropped: Prefix of the keys whose bytes are counted and dropped when they are uploaded; None for no key.
     """
 
-    def __init__(self, store: Store, generated: Sequence[GeneratedObjects] = (), is_dropping: bool = False) -> None:
+    def __init__(self, store: Store, generated: Sequence[GeneratedObjects] = (), dropped: str | None = None) -> None:
         self.store = store
         self._generated = generated
-        self._is_dropping = is_dropping
+        self._dropped = dropped
         self._create_generated_buckets()
         self._handlers: dict[str, Callable[[Request, Body], Response]] = {
             "GetObject": self._get,
@@ -58,11 +58,13 @@ class S3Service:
         self.store.clear()
         self._create_generated_buckets()
 
-    def open_body(self, operation: str) -> Body:
-        """Where the body of such a request goes."""
+    def open_body(self, operation: str, request: Request) -> Body:
+        """Where the body of a request goes."""
         if operation not in ("PutObject", "UploadPart"):
             return MemoryBody()
-        return DroppedBody(f'"{time.time_ns():032x}"') if self._is_dropping else PieceBody(self.store.new_piece())
+        if self._dropped is not None and request.key.startswith(self._dropped):
+            return DroppedBody(f'"{time.time_ns():032x}"')
+        return PieceBody(self.store.new_piece())
 
     def respond(self, operation: str, request: Request, body: Body) -> Response:
         """Carry out a request.

@@ -211,7 +211,7 @@ def start_counting_server(
     latency_seconds: float = 0.0,
     pace_bytes_per_second: float | None = None,
     is_recording: bool = True,
-    is_dropping: bool = False,
+    dropped: str | None = None,
     is_md5: bool = True,
     generated: Sequence[GeneratedObjects] = (),
 ) -> CountingServer:
@@ -223,7 +223,7 @@ def start_counting_server(
         latency_seconds: From the end of a request to the first byte of its answer.
         pace_bytes_per_second: Of one connection, in either direction; None for as fast as it goes.
         is_recording: Whether each request is kept; if not, there are only the counters.
-        is_dropping: Whether the bytes of uploads are counted and dropped; they are read back as zeros.
+        dropped: Prefix of the keys whose bytes are counted and dropped when they are uploaded, and read back as zeros.
         is_md5: Whether ETags are MD5 sums as on S3, or arbitrary ones that cost nothing.
         generated: Folders of objects that are made up as they are read.
 
@@ -232,9 +232,7 @@ def start_counting_server(
     """
     root = Path(tempfile.mkdtemp(prefix="s3-counting-", dir=_storage()))
     shape = Shape(latency_seconds, pace_bytes_per_second)
-    settings = Settings(
-        str(root / "store"), 0, processes > 1, is_recording, is_dropping, is_md5, shape, tuple(generated)
-    )
+    settings = Settings(str(root / "store"), 0, processes > 1, is_recording, dropped, is_md5, shape, tuple(generated))
     started, control_ports = [], []
     for number in range(processes):
         process = SupervisedProcess(

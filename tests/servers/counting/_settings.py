@@ -19,7 +19,7 @@ class Settings:
         port: Port to share with the other processes of the server; 0 for one of its own.
         is_shared: Whether other processes serve the same port.
         is_recording: Whether each request is kept.
-        is_dropping: Whether the bytes of uploads are counted and dropped.
+        dropped: Prefix of the keys whose bytes are counted and dropped when they are uploaded; None for no key.
         is_md5: Whether ETags are MD5 sums.
         shape: How slow it pretends to be.
         generated: Folders of generated objects.
@@ -29,7 +29,7 @@ class Settings:
     port: int = 0
     is_shared: bool = False
     is_recording: bool = True
-    is_dropping: bool = False
+    dropped: str | None = None
     is_md5: bool = True
     shape: Shape = field(default_factory=Shape)
     generated: tuple[GeneratedObjects, ...] = ()

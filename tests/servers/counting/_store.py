@@ -25,6 +25,8 @@ from typing import Any
 
 from servers.counting._errors import S3Error
 
+_MOST_KEPT_BYTES = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -42,7 +44,9 @@ class Piece:
 
     def view(self) -> memoryview:
         """Its bytes."""
-        return _map(self.path) if self.path else _zeros(self.size)
+        if not self.path:
+            return _zeros(self.size)
+        return _map_and_keep(self.path) if self.size <= _MOST_KEPT_BYTES else _map(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class Store:
             shutil.rmtree(self._root / folder)
             (self._root / folder).mkdir()
         self._seen.clear()
-        _map.cache_clear()
+        _map_and_keep.cache_clear()
 
     def get(self, bucket: str, key: str) -> StoredObject | None:
         """The object, or None."""
@@ -283,12 +287,15 @@ class PieceWriter:
         Path(self._path).unlink(missing_ok=True)
 
 
-@lru_cache(maxsize=512)
 def _map(path: str) -> memoryview:
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+# Small ones only: what is mapped stays in memory, also after its file is removed.
+_map_and_keep = lru_cache(maxsize=512)(_map)
 
 
 @lru_cache(maxsize=8)

@@ -64,8 +64,8 @@ def locate(bucket: str, region: str, endpoint: str | None, force_path_style: boo
         return _locate_access_point(bucket, endpoint)
     if bucket.endswith("--x-s3"):
         raise ConfigError(
-            f"s3://{bucket} is a directory bucket (S3 Express One Zone), which needs session credentials that s3core "
-            "does not request; use a general purpose bucket"
+            f"s3://{bucket} is a directory bucket (S3 Express One Zone), which needs session credentials that "
+            "s3core does not request; use a general purpose bucket"
         )
     base = endpoint or f"https://s3.{region}.{_suffix(region)}"
     parts = urlsplit(base)
@@ -82,11 +82,13 @@ def _locate_access_point(arn: str, endpoint: str | None) -> Address:
     if match is None:
         raise ConfigError(
             f"{arn!r} is not the ARN of an S3 access point in a region, such as "
-            "'arn:aws:s3:eu-west-1:123456789012:accesspoint/name'; multi-region, Outposts and Object Lambda access points "
-            "are not supported"
+            "'arn:aws:s3:eu-west-1:123456789012:accesspoint/name'; multi-region, Outposts and Object Lambda access "
+            "points are not supported"
         )
     if endpoint is not None:
-        raise ConfigError(f"{arn!r} is an access point of AWS, which the endpoint {endpoint!r} does not know; use a bucket")
+        raise ConfigError(
+            f"{arn!r} is an access point of AWS, which the endpoint {endpoint!r} does not know; use a bucket"
+        )
     _, region, account, name = match.groups()
     return Address(arn, region, f"https://{name}-{account}.s3-accesspoint.{region}.{_suffix(region)}", "", True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -22,90 +21,89 @@ class Job(Protocol):
         """Let nothing more be written; returns when nothing is on its way."""
 
 
-def run_all(
-    pool: Pool, jobs: Iterator[Job], *, width: int | None = None, progress: Callable[[int], None] | None = None
-) -> None:
+def run_all(pool: Pool, jobs: Iterator[Job], *, progress: Callable[[int], None] | None = None) -> None:
     """Run jobs until all are done.
 
-    A job that ends puts the next one at the end of the pool's queue, so that other users of the pool get their turn.
+    The jobs are taken in the caller's thread, which may wait for them or use the pool for making them. Twice as many as
+    the pool has threads are handed over ahead, so that no thread waits for the caller; the others are not, so that
+    other users of the pool get their turn.
 
     Args:
         pool: Where to run them.
-        jobs: The jobs, taken one by one as they start.
-        width: The most at a time; None for as many as the pool has threads.
+        jobs: The jobs, taken one by one as others end.
         progress: Called in the caller's thread with the bytes of each job that ended.
 
     Raises:
         BaseException: The first job's error. Whatever is raised, no job writes a byte after it.
     """
-    batch = _Batch(pool, jobs, width or pool.size)
+    batch = _Batch(pool)
     try:
-        batch.start()
-        batch.wait(progress)
+        more = True
+        while more or batch.running:
+            if more and len(batch.running) < 2 * pool.size:
+                job = next(jobs, None)
+                if job is None:
+                    more = False
+                else:
+                    batch.launch(job)
+            count = batch.poll(wait=not more or len(batch.running) >= 2 * pool.size)
+            if count is not None and progress is not None:
+                progress(count)
     except BaseException:
         batch.stop()
         raise
 
 
 class _Batch:
-    def __init__(self, pool: Pool, jobs: Iterator[Job], width: int) -> None:
+    """The jobs on their way; only the caller's thread touches `running`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.running: set[Job] = set()
         self._pool = pool
-        self._jobs = jobs
-        self._width = width
-        self._lock = threading.Lock()
-        self._running: set[Job] = set()
         self._stopped = False
-        self._events: SimpleQueue[int | BaseException | None] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[Job, int | BaseException]] = SimpleQueue()
 
-    def start(self) -> None:
-        for _ in range(self._width):
-            if not self._launch():
-                break
-        with self._lock:
-            if not self._running:
-                self._events.put(None)
+    def launch(self, job: Job) -> None:
+        """Hand a job to the pool."""
+        self.running.add(job)
+        self._pool.submit(self._run, job)
 
-    def wait(self, progress: Callable[[int], None] | None) -> None:
-        while True:
+    def poll(self, *, wait: bool) -> int | None:
+        """Take note of a job that ended.
+
+        Args:
+            wait: Wait for one, if there is any on its way.
+
+        Returns:
+            Its number of bytes; None when none has ended.
+
+        Raises:
+            BaseException: The job's error.
+        """
+        while self.running:
             try:
-                event = self._events.get(timeout=_SLICE_SECONDS)
+                job, outcome = self._ended.get(timeout=_SLICE_SECONDS) if wait else self._ended.get_nowait()
             except Empty:
-                continue
-            if event is None:
-                return
-            if isinstance(event, BaseException):
-                raise event
-            if progress is not None:
-                progress(event)
+                if wait:
+                    continue
+                return None
+            self.running.discard(job)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+        return None
 
     def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            running = list(self._running)
-        for job in running:
+        """Start no further job and let none write any more."""
+        self._stopped = True
+        for job in self.running:
             job.stop()
 
-    def _launch(self) -> bool:
-        with self._lock:
-            job = None if self._stopped else next(self._jobs, None)
-            if job is None:
-                return False
-            self._running.add(job)
-        self._pool.submit(self._run, job)
-        return True
-
     def _run(self, job: Job) -> None:
+        outcome: int | BaseException = 0
         try:
-            with self._lock:
-                stopped = self._stopped
-            self._events.put(0 if stopped else job.run())
-            self._launch()
+            if not self._stopped:
+                outcome = job.run()
         except BaseException as error:
-            self._events.put(error)
-            self.stop()
-        finally:
-            with self._lock:
-                self._running.discard(job)
-                last = not self._running
-            if last:
-                self._events.put(None)
+            outcome = error
+        self._ended.put((job, outcome))

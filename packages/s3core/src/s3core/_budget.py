@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 
 class ByteBudget:
@@ -18,15 +19,19 @@ class ByteBudget:
         self.limit = limit
         self._used = 0
         self._lock = threading.Lock()
+        self._returned: deque[int] = deque()
 
     @property
     def used(self) -> int:
         """Bytes held now."""
-        return self._used
+        with self._lock:
+            self._settle()
+            return self._used
 
     def try_take(self, size: int) -> bool:
         """Take `size` bytes where the bound allows it, and say whether it did."""
         with self._lock:
+            self._settle()
             if self._used + size > self.limit:
                 return False
             self._used += size
@@ -38,6 +43,12 @@ class ByteBudget:
             self._used += size
 
     def give_back(self, size: int) -> None:
-        """Give back what was taken."""
-        with self._lock:
-            self._used -= size
+        """Give back what was taken.
+
+        Without the lock: destructors call this, which the garbage collector may run while this very thread holds it.
+        """
+        self._returned.append(size)
+
+    def _settle(self) -> None:
+        while self._returned:
+            self._used -= self._returned.popleft()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .__about__ import __version__
 from ._config import S3ClientConfig
@@ -15,14 +15,12 @@ from ._get import GetObjectStream
 from ._info import ObjectInfo
 from ._list import ListObjectStream
 from ._objects import copy_object, delete_object, delete_objects
+from ._pool import wait_for
 from ._put import PutObjectStream
 from ._ranges import RangeRead, read_ranges
 from ._runtime import Runtime, runtime_for
-from ._settings import Settings, resolve_settings
+from ._settings import resolve_settings
 from ._uri import check_bucket, uri_of
-
-if TYPE_CHECKING:
-    from typing import Self
 
 
 class S3Client:
@@ -83,7 +81,13 @@ class S3Client:
         return self._settings.config
 
     def list_objects(
-        self, bucket: str, prefix: str = "", delimiter: str = "", max_keys: int = 1000, *, start_after: str | None = None
+        self,
+        bucket: str,
+        prefix: str = "",
+        delimiter: str = "",
+        max_keys: int = 1000,
+        *,
+        start_after: str | None = None,
     ) -> ListObjectStream:
         """List the objects whose keys start with a prefix, page by page.
 
@@ -117,8 +121,6 @@ class S3Client:
             NoSuchKeyError: There is no such object.
             S3Exception: The request failed.
         """
-        from ._pool import wait_for
-
         runtime, target = self._runtime, _target(bucket, key, version_id)
         return wait_for(runtime.pool.submit(head, runtime, target))
 
@@ -247,9 +249,7 @@ class S3Client:
         return f"S3Client(region={self.region!r}, endpoint={self.endpoint!r})"
 
 
-def _rebuild(
-    region: str | None, endpoint: str | None, config: S3ClientConfig, user_agent: str | None
-) -> S3Client:
+def _rebuild(region: str | None, endpoint: str | None, config: S3ClientConfig, user_agent: str | None) -> S3Client:
     return S3Client(region, endpoint=endpoint, s3client_config=config, user_agent=user_agent)
 
 
@@ -264,5 +264,6 @@ def _target(bucket: str, key: str, version_id: str | None = None) -> Target:
 
 
 def _user_agent(product: str | None, config: S3ClientConfig) -> str:
-    own = f"s3core/{__version__} (Python {platform.python_version()}; {platform.system()})"
+    version = ".".join(map(str, sys.version_info[:3]))
+    own = f"s3core/{__version__} (Python {version}; {sys.platform})"
     return " ".join(part for part in (own, product, config.user_agent_suffix) if part)

@@ -24,8 +24,9 @@ SSE_MODES = ("AES256", "aws:kms", "aws:kms:dsse", "SSE-C")
 UPLOAD_CHECKSUMS = ("CRC64NVME", "SHA256")
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html#AmazonS3-PutObject-request-header-StorageClass
-_STORAGE_CLASS = re.compile(r"[A-Z][A-Z0-9_-]{1,63}")
+STORAGE_CLASS = re.compile(r"[A-Z][A-Z0-9_-]{1,63}")
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 RefreshCredentials: TypeAlias = Callable[[], Mapping[str, Any]]
 
@@ -111,8 +112,10 @@ class S3ClientConfig:
         self._check_credentials()
         self._check_network()
         self._check_encryption()
-        _check_match("storage_class", self.storage_class, _STORAGE_CLASS, "a storage class such as 'STANDARD'")
-        _check_match("expected_bucket_owner", self.expected_bucket_owner, re.compile(r"\d{12}"), "a 12-digit account id")
+        _check_match("storage_class", self.storage_class, STORAGE_CLASS, "a storage class such as 'STANDARD'")
+        _check_match(
+            "expected_bucket_owner", self.expected_bucket_owner, re.compile(r"\d{12}"), "a 12-digit account id"
+        )
         _check_choice("upload_checksum", self.upload_checksum, UPLOAD_CHECKSUMS)
         _check_match("user_agent_suffix", self.user_agent_suffix, _PRINTABLE, "printable ASCII text")
 
@@ -144,6 +147,8 @@ class S3ClientConfig:
             if value is not None and (not isinstance(value, str) or not value):
                 shown = "<hidden>" if name != "profile" else value
                 raise _refusal(name, shown, "a text that is not empty, or None")
+            if name != "profile" and not fits_signature(name, value):
+                raise _refusal(name, "<hidden>", "free of spaces, line ends and control characters; strip the text")
         if (self.access_key_id is None) != (self.secret_access_key is None):
             given, missing = ("access_key_id", "secret_access_key")
             if self.access_key_id is None:
@@ -153,6 +158,12 @@ class S3ClientConfig:
             raise _refusal("session_token", "<hidden>", "given only together with access_key_id and secret_access_key")
         if self.credentials is not None and not callable(self.credentials):
             raise _refusal("credentials", f"a {type(self.credentials).__name__}", "a callable that takes no argument")
+        if self.credentials is not None and type(self.credentials).__hash__ is None:
+            raise _refusal(
+                "credentials",
+                f"a {type(self.credentials).__name__} without a hash",
+                "hashable, such as a function: clients of equal settings share connections",
+            )
         ways = {
             "unsigned": self.unsigned,
             "access_key_id": self.access_key_id is not None,
@@ -160,7 +171,9 @@ class S3ClientConfig:
         }
         chosen = [name for name, given in ways.items() if given]
         if len(chosen) > 1:
-            raise _refusal(chosen[1], "given", f"left out when {chosen[0]} is given: there is one way to sign a request")
+            raise _refusal(
+                chosen[1], "given", f"left out when {chosen[0]} is given: there is one way to sign a request"
+            )
 
     def _check_network(self) -> None:
         for name in ("connect_timeout", "read_timeout"):
@@ -181,6 +194,7 @@ class S3ClientConfig:
         _check_choice("sse", self.sse, SSE_MODES)
         if self.sse_kms_key_id is not None and self.sse not in ("aws:kms", "aws:kms:dsse"):
             raise _refusal("sse_kms_key_id", self.sse_kms_key_id, "given only with sse='aws:kms' or 'aws:kms:dsse'")
+        _check_match("sse_kms_key_id", self.sse_kms_key_id, _VISIBLE, "a key's id, alias or ARN")
         if self.sse_bucket_key_enabled and self.sse != "aws:kms":
             raise _refusal("sse_bucket_key_enabled", True, "given only with sse='aws:kms'")
         if (self.sse == "SSE-C") != (self.sse_customer_key is not None):
@@ -200,6 +214,20 @@ class S3ClientConfig:
             return base64.b64decode(key, validate=True)
         except (binascii.Error, ValueError, TypeError):
             return b""
+
+
+def fits_signature(name: str, value: str | None) -> bool:
+    """Say whether a key can be used as it is: a line end of the file it was pasted from would go into a header.
+
+    Args:
+        name: `access_key_id`, `secret_access_key` or `session_token`; all but the secret travel in headers.
+        value: The key; None for none.
+    """
+    if value is None:
+        return True
+    if name == "secret_access_key":
+        return value.isprintable() and value == value.strip()
+    return _VISIBLE.fullmatch(value) is not None
 
 
 def _refusal(name: str, value: object, allowed: str) -> ConfigError:

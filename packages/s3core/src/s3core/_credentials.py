@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ._config import S3ClientConfig
+from ._config import S3ClientConfig, fits_signature
 from ._exceptions import CredentialsError, S3Exception
 from ._process import remember_credentials
 from ._settings import Settings, open_session
@@ -113,16 +113,23 @@ def _call(config: S3ClientConfig) -> Credentials:
     except Exception as error:
         raise CredentialsError(f"S3ClientConfig.credentials raised {type(error).__name__}: {error}") from error
     if not isinstance(answer, Mapping):
-        raise CredentialsError(f"S3ClientConfig.credentials returned a {type(answer).__name__}; it must return a mapping")
+        raise CredentialsError(
+            f"S3ClientConfig.credentials returned a {type(answer).__name__}; it must return a mapping"
+        )
     keys: dict[str, Any] = {name: answer.get(name) for name in ("access_key_id", "secret_access_key")}
     for name, value in keys.items():
         if not isinstance(value, str) or not value:
-            raise CredentialsError(f"S3ClientConfig.credentials returned no {name!r}; it must be a text that is not empty")
+            raise CredentialsError(
+                f"S3ClientConfig.credentials returned no {name!r}; it must be a text that is not empty"
+            )
     expires_at = answer.get("expires_at")
     if expires_at is not None and (not isinstance(expires_at, datetime) or expires_at.tzinfo is None):
-        raise CredentialsError("S3ClientConfig.credentials returned an 'expires_at' that is no datetime with a time zone")
-    token = answer.get("session_token") or answer.get("token")
-    return Credentials(keys["access_key_id"], keys["secret_access_key"], token, _refresh_time(expires_at))
+        raise CredentialsError(
+            "S3ClientConfig.credentials returned an 'expires_at' that is no datetime with a time zone"
+        )
+    keys["session_token"] = answer.get("session_token") or answer.get("token") or None
+    _check_keys("S3ClientConfig.credentials returned", keys)
+    return Credentials(**keys, refresh_at=_refresh_time(expires_at))
 
 
 def _chain(settings: Settings) -> Callable[[], Credentials]:
@@ -151,9 +158,23 @@ def _chain(settings: Settings) -> Callable[[], Credentials]:
         if hasattr(source, "refresh_needed"):
             # botocore names the time only here; without it, ask again soon.
             refresh_at = _refresh_time(getattr(source, "_expiry_time", None)) or datetime.now(UTC) + _RECHECK
-        return Credentials(frozen.access_key, frozen.secret_key, frozen.token or None, refresh_at)
+        keys = {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "session_token": frozen.token or None,
+        }
+        _check_keys("the AWS credential chain gave", keys)
+        return Credentials(**keys, refresh_at=refresh_at)
 
     return fetch
+
+
+def _check_keys(source: str, keys: Mapping[str, Any]) -> None:
+    for name, value in keys.items():
+        if value is not None and not (isinstance(value, str) and fits_signature(name, value)):
+            raise CredentialsError(
+                f"{source} a {name!r} with a space, a line end or a control character; strip what it is read from"
+            )
 
 
 def _refresh_time(expires_at: datetime | None) -> datetime | None:

@@ -50,7 +50,10 @@ _BY_CODE: dict[str, tuple[type[S3Exception], str]] = {
     "AllAccessDisabled": (AccessDeniedError, "all access to the bucket is disabled"),
     "AccountProblem": (AccessDeniedError, "the AWS account has a problem that blocks this"),
     "InvalidAccessKeyId": (CredentialsError, "the store does not know this access key; check the credentials"),
-    "SignatureDoesNotMatch": (CredentialsError, "the secret key does not belong to the access key; check the credentials"),
+    "SignatureDoesNotMatch": (
+        CredentialsError,
+        "the secret key does not belong to the access key; check the credentials",
+    ),
     "ExpiredToken": (CredentialsError, "the session token has expired; renew the credentials"),
     "TokenRefreshRequired": (CredentialsError, "the session token must be renewed"),
     "InvalidToken": (CredentialsError, "the session token is not valid; a stale AWS_SESSION_TOKEN may be set"),
@@ -66,6 +69,8 @@ _BY_CODE: dict[str, tuple[type[S3Exception], str]] = {
     "AuthorizationHeaderMalformed": (ConfigError, "the request was signed for another region"),
     "IllegalLocationConstraintException": (ConfigError, "the bucket is in another region"),
     "BadDigest": (S3Exception, "the bytes that arrived are not those that were sent; try again"),
+    "XAmzContentChecksumMismatch": (S3Exception, "the bytes that arrived are not those that were sent; try again"),
+    "IncompleteBody": (S3Exception, "not all bytes arrived; check the network and the proxy"),
     "EntityTooLarge": (S3Exception, "the object is larger than the store allows"),
     "EntityTooSmall": (S3Exception, "a part is smaller than the store allows; raise part_size"),
     "InvalidRange": (S3Exception, "the object has no such range"),
@@ -83,9 +88,14 @@ _BY_STATUS: dict[int, tuple[type[S3Exception], str]] = {
     501: (S3Exception, "the store does not implement this request"),
     503: _BY_CODE["SlowDown"],
 }
+# Refusals that another attempt mends though their status says the request is wrong: the body did not arrive as it was
+# sent, or too slowly.
+RETRIED_CODES = frozenset({"RequestTimeout", "BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody"})
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 EXPIRED_CODES = frozenset({"ExpiredToken", "TokenRefreshRequired", "ExpiredTokenException"})
-WRONG_REGION_CODES = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+WRONG_REGION_CODES = frozenset(
+    {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+)
 
 
 def error_for(failure: Failure, operation: str, uri: str) -> S3Exception:

@@ -33,7 +33,7 @@ class ArchivedObjectError(S3Exception, PermissionError):
 
 
 class ObjectChangedError(S3Exception, RuntimeError):
-    """The object was replaced while it was read: its first bytes are of one version and the rest would be of another."""
+    """The object was replaced while it was read, so that its bytes would be of two versions."""
 
 
 class PreconditionFailedError(S3Exception, RuntimeError):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from ._config import KiB
@@ -70,6 +69,7 @@ class Answer:
         end: One past its last byte.
         chunks: The body in pieces of about 64 KiB.
         whole: The body in one piece.
+        close: Ends the connection, unless the body was read.
     """
 
     info: ObjectInfo
@@ -77,6 +77,7 @@ class Answer:
     end: int
     chunks: Callable[[], Iterator[Any]]
     whole: Callable[[], Any]
+    close: Callable[[], None] = lambda: None
 
 
 class Stopped(Exception):
@@ -120,11 +121,14 @@ def fetch(
     outcome = "failed"
     try:
         answer = _open(runtime, target, start, end, etag)
-        if etag is not None and answer.info.etag is not None and answer.info.etag != etag:
-            raise changed_error(target)
-        if on_answer is not None:
-            on_answer(answer.info)
-        data = _read(answer, target, slot, wanted)
+        try:
+            if etag is not None and answer.info.etag is not None and answer.info.etag != etag:
+                raise changed_error(target)
+            if on_answer is not None:
+                on_answer(answer.info)
+            data = _read(answer, target, slot, wanted)
+        finally:
+            answer.close()
         outcome = f"{answer.end - answer.start} bytes"
         return data
     except Stopped:
@@ -139,8 +143,8 @@ def fetch(
 def changed_error(target: Target) -> ObjectChangedError:
     """The error for an object that was replaced while it was read."""
     return ObjectChangedError(
-        f"GET of {target.uri} failed: the object was replaced while it was being read, so that its parts would be of two "
-        "versions; open it again, or keep objects unchanged while they are read"
+        f"GET of {target.uri} failed: the object was replaced while it was being read, so that its parts would be of "
+        "two versions; open it again, or keep objects unchanged while they are read"
     )
 
 
@@ -189,8 +193,8 @@ def _check_length(target: Target, answer: Answer, came: int) -> None:
 
 def _length_error(target: Target, answer: Answer, cause: str) -> S3Exception:
     return S3ConnectionError(
-        f"GET of {target.uri} failed: the store announced bytes {answer.start} to {answer.end} of the object, but {cause}; "
-        "try again, and suspect a proxy if it happens again"
+        f"GET of {target.uri} failed: the store announced bytes {answer.start} to {answer.end} of the object, but "
+        f"{cause}; try again, and suspect a proxy if it happens again"
     )
 
 
@@ -209,6 +213,7 @@ def _open(runtime: Runtime, target: Target, start: int, end: int, etag: str | No
             raise changed_error(target) from None
         raise error_for(failure, "GET", target.uri) from None
     if answer.start != start or answer.end != min(end, answer.info.size):
+        answer.close()
         raise S3Exception(
             f"GET of {target.uri} failed: bytes {start} to {min(end, answer.info.size)} were asked for and "
             f"{answer.start} to {answer.end} were sent; the store or a proxy does not keep to ranges"
@@ -309,11 +314,13 @@ def _open_rest(runtime: Runtime, target: Target, start: int, end: int, etag: str
     else:
         first, last, size = 0, length, length
 
+    current = response
+
     def whole() -> bytes:
         import urllib3.exceptions as http
 
+        nonlocal current
         # A key of this kind is rare and its bodies are parts: read each at one go, and again when it breaks.
-        current = response
         for attempt in range(1, runtime.config.max_attempts + 1):
             try:
                 data = current.read()
@@ -324,15 +331,23 @@ def _open_rest(runtime: Runtime, target: Target, start: int, end: int, etag: str
                 if attempt == runtime.config.max_attempts:
                     raise connection_error("GET", target.uri, str(error), attempt) from error
             back_off(attempt)
-            current = runtime.rest.try_send(request)
+            try:
+                current = runtime.rest.try_send(request)
+            except Refused as refused:
+                if refused.failure.status == 412:
+                    raise changed_error(target) from None
+                raise refused.translated() from None
             if current.headers.get("ETag") != response.headers.get("ETag"):
                 raise changed_error(target)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    return Answer(_info_of_headers(target, response.headers, size), first, last, lambda: iter((whole(),)), whole)
+    info = _info_of_headers(target, response.headers, size)
+    return Answer(info, first, last, lambda: iter((whole(),)), whole, lambda: current.close())
 
 
 def _info_of_headers(target: Target, headers: Any, size: int) -> ObjectInfo:
+    from email.utils import parsedate_to_datetime
+
     modified = headers.get("Last-Modified")
     moment: datetime | None = None
     if modified:

@@ -7,10 +7,10 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ._exceptions import S3Exception
-from ._fetch import Stopped, Target, fetch
+from ._fetch import Stopped, Target, fetch, head
 from ._info import ObjectInfo
 from ._memory import Destination, Slot
 from ._plan import FIRST_RANGE, WINDOW_PARTS, next_range_size, next_window
@@ -19,6 +19,8 @@ from ._ranges import fill_range
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ class GetObjectStream:
 
     @property
     def object_info(self) -> ObjectInfo:
-        """What S3 says about the object: as it was given, or else as the first answer says, which is then waited for."""
+        """What S3 says about the object: as given, or as the first answer says, which is then waited for."""
         if self._answer is not None and self._answer.done() and self._answer.exception() is None:
             return self._answer.result()
         if self._hint is not None:
@@ -183,9 +185,14 @@ class GetObjectStream:
         """
         self._check_usable()
         destination = Destination.of_buffer(buffer)
-        filled = self._drain_into(destination, 0)
-        if filled < destination.size:
-            filled += self._fill(destination, filled)
+        try:
+            filled = self._drain_into(destination, 0)
+            if filled < destination.size:
+                filled += self._fill(destination, filled)
+        except Exception:
+            destination.release()
+            raise
+        destination.release()
         return filled
 
     def read_all(self) -> bytes:
@@ -264,7 +271,8 @@ class GetObjectStream:
         if self._limit is not None:
             size = min(size, self._limit - self._planned)
             if size <= 0:
-                answer.set_result(self._hint or ObjectInfo(self.key, self._limit))
+                # An empty range cannot be asked for: a HEAD says whether there is an object, and of which size.
+                self._answer = self._runtime.pool.submit(head, self._runtime, self._target)
                 return None
         return self._submit(size, slot=slot, answer=answer)
 
@@ -297,7 +305,28 @@ class GetObjectStream:
         if self._answer is None:
             self._submit_first(self._first_size())
         assert self._answer is not None
-        return wait_for(self._answer)
+        return self._wait(self._answer)
+
+    def _wait(self, future: Future[T]) -> T:
+        """Wait for an answer or its bytes; when it failed, the next use asks again from where the reader is."""
+        try:
+            return wait_for(future)
+        except Stopped:
+            raise ValueError(f"the stream of {self._target.uri} was closed while it was being read") from None
+        except BaseException:
+            if future.done():  # Else it is the waiting that was interrupted.
+                self._start_over()
+            raise
+
+    def _start_over(self) -> None:
+        """Forget what was asked for ahead of the reader, so that no byte is skipped after a failure."""
+        self._wish.over = True
+        self._wish = _Wish()
+        while self._parts:
+            self._release(self._parts.popleft())
+        self._planned = self._position
+        if self._answer is not None and not (self._answer.done() and self._answer.exception() is None):
+            self._answer = None  # No byte was read yet: any version will do.
 
     def _first_size(self) -> int:
         """Size of the first range when a reader may want only a little: all of a small object, a bit of a large one."""
@@ -332,13 +361,9 @@ class GetObjectStream:
             self._top_up()
         if not self._parts:
             return b""
-        part = self._parts.popleft()
-        try:
-            return wait_for(part.data)
-        except Stopped:
-            raise ValueError(f"the stream of {self._target.uri} was closed while it was being read") from None
-        finally:
-            self._release(part)
+        data = self._wait(self._parts[0].data)
+        self._release(self._parts.popleft())
+        return data
 
     def _release(self, part: _Part) -> None:
         self._runtime.budget.give_back(part.charge)
@@ -387,8 +412,8 @@ class GetObjectStream:
         except BaseException:
             if first is not None:
                 first[1].close()
+            self._start_over()
             raise
         self._position += count
         self._planned = self._position
         return count
-

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from ._config import S3ClientConfig
+from ._config import STORAGE_CLASS, S3ClientConfig
 from ._exceptions import ConfigError
 
 _CUSTOMER_KEY = "x-amz-server-side-encryption-customer-"
@@ -41,7 +41,7 @@ def creation_headers(
         metadata: User metadata, without the `x-amz-meta-` prefix.
 
     Raises:
-        ConfigError: A metadata entry cannot travel in a header.
+        ConfigError: The storage class or a metadata entry cannot travel in a header.
     """
     headers = customer_key_headers(config)
     if config.sse is not None and config.sse != "SSE-C":
@@ -50,6 +50,8 @@ def creation_headers(
         headers["x-amz-server-side-encryption-aws-kms-key-id"] = config.sse_kms_key_id
     if config.sse_bucket_key_enabled:
         headers["x-amz-server-side-encryption-bucket-key-enabled"] = "true"
+    if storage_class is not None and not (isinstance(storage_class, str) and STORAGE_CLASS.fullmatch(storage_class)):
+        raise ConfigError(f"storage_class is {storage_class!r}; it must be a storage class such as 'STANDARD', or None")
     if storage_class or config.storage_class:
         headers["x-amz-storage-class"] = storage_class or config.storage_class or ""
     for name, value in (metadata or {}).items():

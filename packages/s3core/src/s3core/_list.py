@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from ._exceptions import S3Exception
 from ._info import ObjectInfo
 from ._pool import wait_for
 from ._rest import Request
@@ -98,6 +99,11 @@ class ListObjectStream:
             page = wait_for(self._coming)
         finally:
             self._coming = None
+        if page.next_token is not None and page.next_token == self._token:
+            raise S3Exception(
+                f"LIST of {uri_of(self.bucket, self.prefix)} failed: the store sent the same continuation token twice, "
+                "which would go on for ever"
+            )
         self._token = page.next_token
         self._over = page.next_token is None
         if not self._over:

@@ -90,6 +90,14 @@ class Destination:
         new = _new_bytes(None, size)
         return cls(new, _bytes_address(new), size), new
 
+    def release(self) -> None:
+        """Let go of the caller's buffer, so that it can be resized or unmapped at once; all slots are full or closed.
+
+        Without this a task that is just ending, or the traceback of an error, would hold it a little longer.
+        """
+        if isinstance(self._owner, memoryview):
+            self._owner.release()
+
     def slot(self, start: int, end: int) -> Slot:
         """The slice `[start, end)` for one task to fill."""
         return Slot(self._owner, self._address + start, end - start)

@@ -16,12 +16,11 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ._errors import error_for, parse_failure
 from ._exceptions import S3Exception
 from ._fetch import Target, head
 from ._headers import checksum_headers, checksum_of, customer_key_headers
 from ._pool import wait_for
-from ._rest import Refused, Request, back_off
+from ._rest import Refused, Request
 from ._xml import Document, completion_document
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ class MultipartUpload:
         self._parts: dict[int, tuple[str, str | None]] = {}
         self._error: BaseException | None = None
         self._uncertain = False
+        self._unwanted = False
         self._in_flight = 0
         self._state = _State.OPEN
         self._changed = threading.Condition()
@@ -89,11 +89,11 @@ class MultipartUpload:
                 if not upload_id:
                     raise S3Exception(f"start of the upload of {self._target.uri} failed: the store sent no upload id")
                 self._id = upload_id
-                self._runtime.process.watch(self)
             finally:
                 self._leave()
 
         # In the pool: when the caller is interrupted, the answer still comes in, and the upload is aborted then.
+        self._runtime.process.watch(self)
         self._enter()
         wait_for(self._runtime.pool.submit(task))
 
@@ -133,14 +133,14 @@ class MultipartUpload:
             what = f"copy of part {number}"
             query = {"partNumber": str(number), "uploadId": self._id}
             headers.update(customer_key_headers(self._runtime.config))
-            for attempt in range(1, self._runtime.config.max_attempts + 1):
-                body = self._runtime.rest.send(self._request("PUT", query, headers=headers, what=what)).data
-                etag = Document(body, f"{what} of {self._target.uri}").text("ETag")
-                if etag:
-                    self._parts[number] = (etag, None)
-                    return
-                back_off(attempt, self._stop)
-            raise error_for(parse_failure(500, body), what, self._target.uri)
+            try:
+                body = self._runtime.rest.try_send_whole(self._request("PUT", query, headers=headers, what=what))
+            except Refused as refused:
+                raise refused.translated() from None
+            etag = Document(body, f"{what} of {self._target.uri}").text("ETag")
+            if not etag:
+                raise S3Exception(f"{what} of {self._target.uri} failed: the store sent no ETag")
+            self._parts[number] = (etag, None)
 
         self._submit(send, lambda: None)
 
@@ -187,10 +187,13 @@ class MultipartUpload:
                 done = True
             finally:
                 with self._changed:
-                    self._state = _State.DONE if done else _State.OPEN
+                    is_given_up = self._unwanted and not done
+                    self._state = _State.DONE if done else _State.ABORTING if is_given_up else _State.OPEN
                     self._changed.notify_all()
                 if done:
                     self._runtime.process.forget(self)
+                elif is_given_up:
+                    self._send_abort()
 
         wait_for(self._runtime.pool.submit(task))
 
@@ -201,13 +204,14 @@ class MultipartUpload:
             timeout: Seconds to wait; after that the abort goes on in the background, until the process ends at most.
         """
         if self._begin_abort():
-            self._send_abort()
+            # Not in this thread, which may be on its way out after Ctrl-C.
+            self._runtime.pool.submit(self._send_abort)
         self.finish(timeout)
 
     def abandon(self) -> None:
         """Give the upload up without waiting; safe in a destructor."""
         if self._begin_abort():
-            self._runtime.pool.submit(self._send_abort)
+            self._runtime.pool.run_soon(self._send_abort)
 
     def finish(self, timeout: float) -> None:
         """Wait until the upload is completed or aborted.
@@ -223,10 +227,11 @@ class MultipartUpload:
     def _begin_abort(self) -> bool:
         """Mark the upload as given up; say whether the caller is the one to send the abort."""
         with self._changed:
-            while self._state is _State.COMPLETING:
-                # What the store makes of the completion decides: the object is whole, or the upload is still there.
-                if not self._changed.wait(_SLICE_SECONDS):
-                    return False
+            if self._state is _State.COMPLETING:
+                # What the store makes of the completion decides: the object is whole, or the upload is aborted then.
+                self._unwanted = True
+                self._stop.set()
+                return False
             if self._state is not _State.OPEN:
                 return False
             self._state = _State.ABORTING
@@ -285,23 +290,13 @@ class MultipartUpload:
         request = self._request(
             "POST", {"uploadId": self._id}, headers=headers, body=completion_document(rows, self._checksum), what=what
         )
-        for attempt in range(1, self._runtime.config.max_attempts + 1):
-            try:
-                body = self._runtime.rest.try_send(request).data
-            except Refused as refused:
-                # An answer that was lost makes the second attempt find no upload: look whether the object is ours.
-                if refused.failure.code == "NoSuchUpload" and self._is_completed(size):
-                    return
-                raise refused.translated() from None
-            # The store may answer 200 first and find the error afterwards.
-            # https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
-            if b"<Error" not in body:
+        try:
+            self._runtime.rest.try_send_whole(request)
+        except Refused as refused:
+            # An answer that was lost makes the second attempt find no upload: look whether the object is ours.
+            if refused.failure.code == "NoSuchUpload" and self._is_completed(size):
                 return
-            failure = parse_failure(500, body)
-            if failure.code not in ("InternalError", "SlowDown", "ServiceUnavailable"):
-                raise error_for(failure, what, self._target.uri)
-            back_off(attempt, self._stop)
-        raise error_for(failure, what, self._target.uri)
+            raise refused.translated() from None
 
     def _is_completed(self, size: int) -> bool:
         """Whether the object in place is the one of these parts: its ETag is made of theirs."""
@@ -319,8 +314,8 @@ class MultipartUpload:
                 self._abort_for_good()
         except Exception as error:
             logger.warning(
-                "the multipart upload %s of %s could not be aborted (%s): its parts are kept and billed until a lifecycle "
-                "rule (AbortIncompleteMultipartUpload) removes them",
+                "the multipart upload %s of %s could not be aborted (%s): its parts are kept and billed until a "
+                "lifecycle rule (AbortIncompleteMultipartUpload) removes them",
                 self._id,
                 self._target.uri,
                 error,

@@ -11,10 +11,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import os
-import shutil
 import sys
-import tempfile
-import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,8 +22,6 @@ from ._exceptions import S3Exception
 _CLOBBERED = ("obstore._store", "obstore.exceptions")
 _THREADS_VARIABLE = "TOKIO_WORKER_THREADS"
 _THREADS = "4"
-
-_environment_lock = threading.Lock()
 
 
 def load_native() -> Any:
@@ -39,9 +34,16 @@ def load_native() -> Any:
         S3Exception: No private copy can be made, and this process is a forked child in which the shared one is dead.
     """
     library = _find_library()
-    copy = _copy_to_memory(library) or _copy_to_disk(library)
+    copy = _copy_to_memory(library)
     if copy is not None:
         return _load(copy)
+    copy = _copy_to_disk(library)
+    if copy is not None:
+        try:
+            return _load(copy)
+        finally:
+            os.unlink(copy)  # The mapping keeps the file's contents.
+            os.rmdir(os.path.dirname(copy))
     if _is_forked_child():
         raise S3Exception(
             "s3core cannot load its own copy of obstore in this forked process (neither memfd_create nor an executable "
@@ -70,6 +72,8 @@ def _copy_to_memory(library: Path) -> str | None:
         descriptor = os.memfd_create("s3core-obstore", os.MFD_CLOEXEC)
     except OSError:
         return None
+    import shutil
+
     try:
         with open(library, "rb") as source, open(descriptor, "wb", closefd=False) as target:
             shutil.copyfileobj(source, target, 1 << 20)
@@ -85,6 +89,9 @@ def _copy_to_disk(library: Path) -> str | None:
     """Copy the library to a temporary file that only this process uses, or None where that cannot be loaded."""
     if sys.platform in ("darwin", "win32"):
         return None  # The loader refuses or locks such copies; there the parent uses the library as installed.
+    import shutil
+    import tempfile
+
     try:
         folder = tempfile.mkdtemp(prefix="s3core-")
         copy = Path(folder) / library.name
@@ -115,8 +122,6 @@ def _load(path: str) -> ModuleType:
                 sys.modules.pop(clobbered, None)
             else:
                 sys.modules[clobbered] = previous
-        if path.startswith(tempfile.gettempdir()):
-            shutil.rmtree(Path(path).parent, ignore_errors=True)  # The mapping keeps the inode.
     return module
 
 
@@ -127,19 +132,18 @@ def start_runtime(native: Any) -> None:
     back at once. A DataLoader with many workers would otherwise start cores x workers threads.
 
     Args:
-        native: The module from `load_native`.
+        native: The module from `load_native`. The caller sees to it that no other thread does this meanwhile.
     """
-    with _environment_lock:
-        before = os.environ.get(_THREADS_VARIABLE)
+    before = os.environ.get(_THREADS_VARIABLE)
+    if before is None:
+        os.environ[_THREADS_VARIABLE] = _THREADS
+    try:
+        native.head(native._store.MemoryStore(), "none")
+    except FileNotFoundError:
+        pass
+    finally:
         if before is None:
-            os.environ[_THREADS_VARIABLE] = _THREADS
-        try:
-            native.head(native._store.MemoryStore(), "none")
-        except FileNotFoundError:
-            pass
-        finally:
-            if before is None:
-                os.environ.pop(_THREADS_VARIABLE, None)
+            os.environ.pop(_THREADS_VARIABLE, None)
 
 
 def _is_forked_child() -> bool:

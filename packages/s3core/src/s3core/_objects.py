@@ -9,14 +9,14 @@ from itertools import islice
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ._errors import Failure, error_for, parse_failure
+from ._errors import Failure, error_for
 from ._exceptions import NoSuchKeyError
 from ._fetch import Target, head
 from ._headers import creation_headers, customer_key_headers
 from ._multipart import MultipartUpload
 from ._plan import MAX_COPY_SIZE, plan_part_size, split_range
 from ._pool import wait_for
-from ._rest import Request, back_off
+from ._rest import Refused, Request
 from ._uri import uri_of
 from ._xml import Document, deletion_document, fits_xml
 
@@ -81,34 +81,24 @@ def copy_object(runtime: Runtime, source: Target, target: Target) -> None:
         headers["x-amz-copy-source-if-match"] = info.etag
     headers.update(customer_key_headers(config, for_copy_source=True))
     if info.size <= MAX_COPY_SIZE:
-        request = Request("PUT", target.bucket, target.key, headers={**headers, **creation_headers(config)}, what="COPY")
-        _send_until_whole(runtime, request)
+        request = Request(
+            "PUT", target.bucket, target.key, headers={**headers, **creation_headers(config)}, what="COPY"
+        )
+        try:
+            runtime.rest.try_send_whole(request)
+        except Refused as refused:
+            raise refused.translated() from None
         return
     part_size = plan_part_size(_COPY_PART_SIZE, info.size)
     upload = MultipartUpload(runtime, target, creation_headers(config), checksum=None)
-    upload.create()
     try:
+        upload.create()
         for number, (start, end) in enumerate(split_range(0, info.size, part_size), 1):
             upload.submit_copy(number, {**headers, "x-amz-copy-source-range": f"bytes={start}-{end - 1}"})
         upload.complete(info.size)
     except BaseException:
         upload.abort()
         raise
-
-
-def _send_until_whole(runtime: Runtime, request: Request) -> None:
-    """Send a request whose answer may be an error under the status 200.
-
-    https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html#API_CopyObject_ResponseSyntax
-    """
-    for attempt in range(1, runtime.config.max_attempts + 1):
-        body = runtime.rest.send(request).data
-        if b"<Error" not in body:
-            return
-        failure = parse_failure(500, body)
-        if attempt == runtime.config.max_attempts or failure.code not in ("InternalError", "SlowDown"):
-            raise error_for(failure, request.operation, request.uri)
-        back_off(attempt)
 
 
 def _delete_one(runtime: Runtime, bucket: str, key: str) -> list[tuple[str, Failure]]:
@@ -135,5 +125,3 @@ def _delete_chunk(runtime: Runtime, bucket: str, keys: list[str]) -> list[tuple[
         for row in Document(answer, f"DELETE of {len(keys)} objects of s3://{bucket}").children("Error")
     ]
     return [(key, failure) for key, failure in failures if failure.code != "NoSuchKey"]
-
-

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +19,19 @@ T = TypeVar("T")
 
 # Waiting in slices lets a signal's handler run also where a lock cannot be interrupted (Windows).
 _SLICE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Something to run.
+
+    Args:
+        call: It.
+        is_counted: Whether an idle thread was set apart for it.
+    """
+
+    call: Callable[[], None]
+    is_counted: bool
 
 
 class Pool:
@@ -29,7 +43,7 @@ class Pool:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -58,10 +72,21 @@ class Pool:
             else:
                 future.set_result(result)
 
-        self._queue.put(task)
         if not self._idle.acquire(blocking=False):
             self._add_thread()
+        self._queue.put(_Task(task, is_counted=True))
         return future
+
+    def run_soon(self, call: Callable[[], None]) -> None:
+        """Run a call that raises nothing on one of the threads that there are, as soon as one is free.
+
+        Takes no lock and starts no thread, so that it is safe in a destructor, which the garbage collector may run in
+        the midst of `submit`, and while the interpreter ends.
+
+        Args:
+            call: What to run.
+        """
+        self._queue.put(_Task(call, is_counted=False))
 
     def _add_thread(self) -> None:
         with self._lock:
@@ -69,8 +94,14 @@ class Pool:
                 thread = threading.Thread(
                     target=_work, args=(self._queue, self._idle), name=f"s3core-{len(self._threads)}", daemon=True
                 )
-                thread.start()
-                self._threads.append(thread)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # The system's limit is reached, or the interpreter ends: the threads that there are do it.
+                    if not self._threads:
+                        raise
+                else:
+                    self._threads.append(thread)
 
 
 def wait_for(future: Future[T]) -> T:
@@ -93,15 +124,17 @@ def wait_for(future: Future[T]) -> T:
     return future.result()
 
 
-def _work(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
+def _work(queue: SimpleQueue[_Task | None], idle: threading.Semaphore) -> None:
     # No reference to the pool: its end is what ends this loop.
     while True:
         task = queue.get()
         if task is None:
             return
-        task()
+        task.call()
+        is_counted = task.is_counted
         del task
-        idle.release()
+        if is_counted:
+            idle.release()
 
 
 def _stop(queue: SimpleQueue[Any], threads: list[threading.Thread]) -> None:

@@ -7,9 +7,8 @@ the parent's is touched there, not even its destructors: it is laid aside for go
 from __future__ import annotations
 
 import atexit
-import multiprocessing
-import multiprocessing.util
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -120,8 +119,11 @@ def remember_credentials(settings: Settings, credentials: Credentials) -> None:
 
 def _at_exit(call: Callable[[], None]) -> None:
     # `atexit` does not run in multiprocessing's children, which end by `os._exit` after their finalizers.
-    if multiprocessing.parent_process() is not None:
-        multiprocessing.util.Finalize(None, call, exitpriority=100)
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, call, exitpriority=100)
     else:
         atexit.register(call)
 

@@ -104,6 +104,7 @@ class PutObjectStream:
             S3Exception: A part could not be uploaded; the upload is aborted, the old object is as it was.
         """
         view = _flat(data)
+        self._check_process()  # Before the lock, which a thread of the parent may have held when this child came.
         with self._lock:
             self._check_open()
             try:
@@ -120,10 +121,12 @@ class PutObjectStream:
         Raises:
             S3Exception: The upload failed, now or in an earlier `write`; the old object is as it was.
         """
+        if self.closed:
+            return
+        self._check_process()
         with self._lock:
             if self._closed:
                 return
-            self._check_process()
             if self._error is not None:
                 self._closed = True
                 raise S3Exception(
@@ -160,6 +163,7 @@ class PutObjectStream:
     def __del__(self) -> None:
         if not self._closed and self._runtime.pid == os.getpid() and self._upload is not None:
             self._upload.abandon()
+            self._runtime.budget.give_back(self._charge)
 
     def __reduce__(self) -> Any:
         raise TypeError(f"the upload of {self._target.uri} cannot be pickled; open one in the other process")
@@ -169,11 +173,17 @@ class PutObjectStream:
         if self._closed or self._aborted or self._runtime.pid != os.getpid():
             return
         self._aborted = True
-        if self._upload is not None:
-            self._upload.abort(timeout)
-        with self._lock:
-            self._closed = True
-            self._drop_buffers()
+        upload = self._upload
+        if upload is not None:
+            upload.abort(timeout)
+        if self._lock.acquire(timeout=timeout):
+            try:
+                self._closed = True
+                if self._upload is not None and self._upload is not upload:
+                    self._upload.abort(timeout)  # A `write` of another thread had just begun it.
+                self._drop_buffers()
+            finally:
+                self._lock.release()
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
@@ -190,28 +200,29 @@ class PutObjectStream:
     def _check_open(self) -> None:
         if self._closed or self._aborted:
             raise ValueError(f"the upload of {self._target.uri} is closed")
-        self._check_process()
         if self._error is not None:
             raise S3Exception(f"the upload of {self._target.uri} failed before: {self._error}") from self._error
 
     def _check_process(self) -> None:
         if self._runtime.pid != os.getpid():
             raise S3Exception(
-                f"the upload of {self._target.uri} belongs to process {self._runtime.pid} and cannot be used in its child; "
-                "open one there"
+                f"the upload of {self._target.uri} belongs to process {self._runtime.pid} and cannot be used in its "
+                "child; open one there"
             )
 
     def _check_size(self, more: int) -> None:
         most = MAX_PARTS * self._part_size
         if self._size + more > most:
             raise S3Exception(
-                f"the upload of {self._target.uri} would have more than {MAX_PARTS} parts of {self._part_size} bytes, S3's "
-                f"limit, at {self._size + more} bytes; pass the object's size as size_hint, or raise part_size"
+                f"the upload of {self._target.uri} would have more than {MAX_PARTS} parts of {self._part_size} bytes, "
+                f"S3's limit, at {self._size + more} bytes; pass the object's size as size_hint, or raise part_size"
             )
 
     def _append(self, view: memoryview) -> None:
         offset = 0
         while offset < len(view):
+            if self._aborted:
+                raise S3Exception(f"the upload of {self._target.uri} was aborted while it was written to")
             if self._filled == self._part_size:
                 self._send_part()
                 self._buffer = self._take_buffer()
@@ -272,8 +283,13 @@ class PutObjectStream:
     def _put_at_once(self) -> None:
         body = bytes(self._buffer)
         headers = {**self._headers, **checksum_headers(self._checksum, checksum_of(body, self._checksum))}
-        request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body)
-        wait_for(self._runtime.pool.submit(self._runtime.rest.send, request))
+        stop = threading.Event()
+        request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body, stop=stop)
+        try:
+            wait_for(self._runtime.pool.submit(self._runtime.rest.send, request))
+        except BaseException:
+            stop.set()  # A late attempt must not overwrite what is written after an interruption.
+            raise
 
 
 def _flat(data: Any) -> memoryview:

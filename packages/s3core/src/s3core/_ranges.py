@@ -85,8 +85,8 @@ class FillJob:
             return 0
         if slot.filled != slot.size:
             raise S3Exception(
-                f"GET of {self._target.uri} failed: bytes {self._start} to {end} were asked for, but the object ends at "
-                f"{self._start + slot.filled}; it is shorter than expected"
+                f"GET of {self._target.uri} failed: bytes {self._start} to {end} were asked for, but the object ends "
+                f"at {self._start + slot.filled}; it is shorter than expected"
             )
         return slot.size
 
@@ -119,20 +119,32 @@ def fill_range(
     run_all(runtime.pool, jobs)
 
 
-def read_ranges(
-    runtime: Runtime, reads: Iterable[RangeRead], progress: Callable[[int], None] | None = None
-) -> None:
+def read_ranges(runtime: Runtime, reads: Iterable[RangeRead], progress: Callable[[int], None] | None = None) -> None:
     """Carry out many reads at once; see `S3Client.read_ranges`."""
-    run_all(runtime.pool, _plan_jobs(runtime, reads), progress=progress)
+    destinations: list[Destination] = []
+    try:
+        run_all(runtime.pool, _plan_jobs(runtime, reads, destinations), progress=progress)
+    except Exception:
+        _release(destinations)
+        raise
+    _release(destinations)
 
 
-def _plan_jobs(runtime: Runtime, reads: Iterable[RangeRead]) -> Iterator[FillJob]:
+def _release(destinations: list[Destination]) -> None:
+    for destination in destinations:
+        destination.release()
+
+
+def _plan_jobs(runtime: Runtime, reads: Iterable[RangeRead], destinations: list[Destination]) -> Iterator[FillJob]:
     versions = _Versions()
     for read in reads:
         if read.start < 0:
-            raise ValueError(f"a range of {uri_of(read.bucket, read.key)} starts at {read.start}; it must be at least 0")
+            raise ValueError(
+                f"a range of {uri_of(read.bucket, read.key)} starts at {read.start}; it must be at least 0"
+            )
         target = Target(read.bucket, read.key)
         destination = Destination.of_buffer(read.buffer)
+        destinations.append(destination)
         for low, high in split_range(0, destination.size, runtime.config.part_size):
             yield FillJob(
                 runtime,

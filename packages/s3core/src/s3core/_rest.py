@@ -20,6 +20,7 @@ from ._address import Address
 from ._credentials import Credentials
 from ._errors import (
     EXPIRED_CODES,
+    RETRIED_CODES,
     RETRIED_STATUSES,
     WRONG_REGION_CODES,
     Failure,
@@ -42,6 +43,7 @@ logger = logging.getLogger("s3core")
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
 _REGION_HEADER = "x-amz-bucket-region"
+_PASSING_CODES = frozenset({"InternalError", "ServiceUnavailable", "SlowDown"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +155,35 @@ class RestClient:
                     corrections -= 1
                     attempt -= 1
                     continue
-                if response.status not in RETRIED_STATUSES or attempt >= attempts:
+                passes = response.status in RETRIED_STATUSES or failure.code in RETRIED_CODES
+                if not passes or attempt >= attempts:
                     raise Refused(failure, request)
             back_off(attempt, request.stop)
             if request.stop is not None and request.stop.is_set():
                 raise S3Exception(f"{request.operation} of {request.uri} was given up")
+
+    def try_send_whole(self, request: Request) -> bytes:
+        """Send a request that the store may answer with 200 before it finds an error.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
+
+        Returns:
+            The body of a good answer.
+
+        Raises:
+            Refused: The store answered with an error, for good.
+            S3Exception: No answer came.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            body: bytes = self.try_send(request).data
+            if b"<Error" not in body:
+                return body
+            failure = parse_failure(500, body)
+            if attempt >= self._runtime.config.max_attempts or failure.code not in _PASSING_CODES:
+                raise Refused(failure, request)
+            back_off(attempt, request.stop)
 
     def find_region(self, bucket: str) -> str:
         """Ask AWS where a bucket is; every answer says so, an error too.
@@ -272,7 +298,9 @@ class RestClient:
         else:
             parts = urlsplit(proxy)
             if parts.username:
-                options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
+                options["proxy_headers"] = urllib3.make_headers(
+                    proxy_basic_auth=f"{parts.username}:{parts.password or ''}"
+                )
             manager = urllib3.ProxyManager(proxy, **options)
         return manager.connection_from_url(origin)
 
@@ -302,9 +330,9 @@ def _sign(method: str, url: str, headers: dict[str, str], keys: Credentials, reg
     request = AWSRequest(method=method, url=url, headers=headers)
     request.context["client_config"] = SimpleNamespace(s3={"payload_signing_enabled": False})
     signer: Callable[..., Any] = S3SigV4Auth
-    signer(
-        BotocoreCredentials(keys.access_key_id, keys.secret_access_key, keys.session_token), "s3", region
-    ).add_auth(request)
+    signer(BotocoreCredentials(keys.access_key_id, keys.secret_access_key, keys.session_token), "s3", region).add_auth(
+        request
+    )
     return dict(request.headers.items())
 
 

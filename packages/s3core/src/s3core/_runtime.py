@@ -117,7 +117,9 @@ class Runtime:
         if headers:
             client["default_headers"] = headers
         # With the bucket in `endpoint`, the bucket's own address stands for both styles.
-        endpoint = address.origin + (address.path if address.host_is_bucket else address.path[: -len(address.bucket) - 1])
+        endpoint = address.origin + (
+            address.path if address.host_is_bucket else address.path[: -len(address.bucket) - 1]
+        )
         store: dict[str, Any] = {
             "region": address.region,
             "endpoint": endpoint,

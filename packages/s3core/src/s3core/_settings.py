@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import urllib.request
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -35,9 +34,7 @@ class Settings:
     profile: str | None = field(default=None)
 
 
-def resolve_settings(
-    region: str | None, endpoint: str | None, config: S3ClientConfig, user_agent: str
-) -> Settings:
+def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientConfig, user_agent: str) -> Settings:
     """Complete a client's arguments: argument, then environment, then profile.
 
     The profile's file is read only for what neither argument nor environment says, and not at all where credentials
@@ -91,6 +88,8 @@ def proxy_for(url: str, config: S3ClientConfig) -> str | None:
     Returns:
         The proxy's URL, or None for a direct connection.
     """
+    import urllib.request
+
     if config.proxy is not None:
         return config.proxy or None
     parts = urlsplit(url)
@@ -159,7 +158,9 @@ def _check_endpoint(endpoint: str) -> str:
     except ValueError:
         fits = False
     if not fits or parts is None or parts.query or parts.fragment or parts.username:
-        raise ConfigError(f"endpoint is {endpoint!r}; it must be a URL like 'https://s3.example.com' or 'http://host:9000'")
+        raise ConfigError(
+            f"endpoint is {endpoint!r}; it must be a URL like 'https://s3.example.com' or 'http://host:9000'"
+        )
     return endpoint.rstrip("/")
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import unquote_plus
-from xml.sax.saxutils import escape
 
 from ._exceptions import S3Exception
 
@@ -105,7 +104,7 @@ def completion_document(parts: Iterable[tuple[int, str, str | None]], checksum: 
     rows = []
     for number, etag, value in parts:
         extra = f"<Checksum{checksum}>{value}</Checksum{checksum}>" if checksum and value else ""
-        rows.append(f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag>{extra}</Part>")
+        rows.append(f"<Part><PartNumber>{number}</PartNumber><ETag>{etag.translate(_ESCAPES)}</ETag>{extra}</Part>")
     space = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
     return f"<CompleteMultipartUpload {space}>{''.join(rows)}</CompleteMultipartUpload>".encode()
 
@@ -116,7 +115,7 @@ def deletion_document(keys: Iterable[str]) -> bytes:
     Raises:
         ValueError: A key holds a control character that XML 1.0 cannot carry.
     """
-    rows = "".join(f"<Object><Key>{escape(key, _LINE_ENDS)}</Key></Object>" for key in keys)
+    rows = "".join(f"<Object><Key>{key.translate(_ESCAPES)}</Key></Object>" for key in keys)
     return f'<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Quiet>true</Quiet>{rows}</Delete>'.encode()
 
 
@@ -126,4 +125,4 @@ def fits_xml(key: str) -> bool:
 
 
 # A parser turns a bare carriage return into a line feed.
-_LINE_ENDS = {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;", "\n": "&#10;", "\t": "&#9;"})

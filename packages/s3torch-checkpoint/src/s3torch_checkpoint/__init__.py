@@ -1,5 +1,28 @@
-"""PyTorch checkpoints on S3."""
+"""PyTorch checkpoints on S3: one object for `torch.save`, many for Distributed Checkpoint; old or new, never broken."""
+
+from s3core import S3ClientConfig
 
 from .__about__ import __version__
+from ._checkpoint import S3Checkpoint
+from ._errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CorruptCheckpointError,
+    IncompleteCheckpointError,
+    NoCheckpointError,
+)
 
-__all__ = ["__version__"]
+__all__ = [
+    # Checkpoints of one object
+    "S3Checkpoint",
+    # Settings
+    "S3ClientConfig",
+    # Errors
+    "CheckpointError",
+    "CheckpointExistsError",
+    "CorruptCheckpointError",
+    "IncompleteCheckpointError",
+    "NoCheckpointError",
+    # Version
+    "__version__",
+]

@@ -1,0 +1,326 @@
+"""An object that is not closed cleanly: the old one stays, and no upload is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from s3core import PutObjectStream, S3Client, S3Exception
+from servers import CountingServer, S3Server
+
+MiB = 2**20
+PART = 5 * MiB
+DATA = random.Random(1).randbytes(3 * PART + 5)
+OLD = b"the old object"
+
+
+@pytest.fixture(params=["moto_server", "seaweedfs_server", "ceph_server", "counting_server"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def bucket(server: S3Server) -> Iterator[str]:
+    """A bucket with an object that must stay, and no upload at the end."""
+    bucket = server.create_bucket()
+    store = server.boto3_client()
+    store.put_object(Bucket=bucket, Key="key", Body=OLD)
+    yield bucket
+    assert store.get_object(Bucket=bucket, Key="key")["Body"].read() == OLD
+    store.close()
+
+
+def uploads(server: S3Server, bucket: str) -> list[str]:
+    store = server.boto3_client()
+    found = [upload["UploadId"] for upload in store.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+    store.close()
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true within 20 s"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def client(server: S3Server, make_client: Callable[..., S3Client]) -> S3Client:
+    return make_client(server, part_size=PART, max_attempts=3)
+
+
+def write_and_raise(stream: PutObjectStream, error: BaseException) -> None:
+    stream.write(DATA)
+    raise error
+
+
+@pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt(), SystemExit(1), GeneratorExit()])
+def test_an_exception_in_the_with_block_leaves_the_old_object(
+    server: S3Server, bucket: str, client: S3Client, error: BaseException
+) -> None:
+    stream = client.put_object(bucket, "key")
+    with pytest.raises(type(error)), stream:
+        write_and_raise(stream, error)
+    assert stream.closed
+    wait_until(lambda: uploads(server, bucket) == [])
+    assert client._runtime.budget.used == 0
+
+
+def test_a_stream_that_is_aborted_leaves_the_old_object(server: S3Server, bucket: str, client: S3Client) -> None:
+    stream = client.put_object(bucket, "key")
+    stream.write(DATA)
+    stream.abort()
+    assert uploads(server, bucket) == []
+    stream.abort()
+    stream.close()
+    with pytest.raises(ValueError, match="closed"):
+        stream.write(b"more")
+
+
+def test_a_small_object_that_is_aborted_is_never_sent(server: S3Server, bucket: str, client: S3Client) -> None:
+    stream = client.put_object(bucket, "key")
+    stream.write(b"small")
+    stream.abort()
+    stream.close()
+
+
+def test_a_stream_that_is_dropped_leaves_the_old_object(server: S3Server, bucket: str, client: S3Client) -> None:
+    stream = client.put_object(bucket, "key")
+    stream.write(DATA)
+    del stream
+    wait_until(lambda: uploads(server, bucket) == [])
+    assert client._runtime.budget.used == 0
+
+
+def test_a_stream_that_is_dropped_in_a_cycle_leaves_the_old_object(
+    server: S3Server, bucket: str, client: S3Client
+) -> None:
+    cycle: list[Any] = [client.put_object(bucket, "key")]
+    cycle[0].write(DATA)
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    wait_until(lambda: uploads(server, bucket) == [])
+    assert client._runtime.budget.used == 0
+
+
+def test_the_upload_of_another_writer_of_the_key_goes_on(server: S3Server, bucket: str, client: S3Client) -> None:
+    other = client.put_object(bucket, "key")
+    other.write(DATA)
+    stream = client.put_object(bucket, "key")
+    stream.write(DATA[::-1])
+    stream.abort()
+    assert len(uploads(server, bucket)) == 1
+    other.close()
+    assert client.get_object(bucket, "key").read_all() == DATA
+    with client.put_object(bucket, "key") as restored:
+        restored.write(OLD)
+
+
+ENDINGS = {
+    "interpreter exit": "pass",
+    "an exception": "raise LookupError('mine')",
+    "sys.exit": "sys.exit(3)",
+    "sys.exit in the with block": "\nwith stream:\n    sys.exit(3)",
+    "a thread that still writes": (
+        "threading.Thread(target=lambda: [stream.write(data) for _ in range(99)], daemon=True).start()"
+    ),
+    "a cycle": "stream = [stream]; stream.append(stream)",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_exit_of_the_interpreter_leaves_the_old_object(
+    server: S3Server, bucket: str, start_program: Callable[..., subprocess.Popen[str]], ending: str
+) -> None:
+    process = start_program(
+        """
+        data = bytes(16 * 2**20)
+        stream = make_client(part_size=5 * 2**20).put_object(bucket, "key")
+        stream.write(data)
+        """
+        + "".join(f"\n        {line}" for line in ENDINGS[ending].split("\n")),
+        server,
+        bucket,
+    )
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 1, 3), errors
+    assert "could not be aborted" not in errors
+    assert uploads(server, bucket) == []
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_the_exit_of_a_worker_process_leaves_the_old_object(
+    server: S3Server, bucket: str, run_program: Callable[..., str], method: str
+) -> None:
+    output = run_program(
+        f"""
+        import multiprocessing
+        def work(client, how):
+            global stream  # so that it is alive at the exit
+            stream = client.put_object(bucket, "key")
+            stream.write(bytes(16 * 2**20))
+            if how == "raise":
+                raise SystemExit(0)
+        if __name__ == "__main__":
+            client = make_client(part_size=5 * 2**20)
+            print(client.head_object(bucket, "key").size)
+            context = multiprocessing.get_context({method!r})
+            for how in ("return", "raise"):
+                process = context.Process(target=work, args=(client, how))
+                process.start()
+                process.join()
+                print(process.exitcode)
+        """,
+        server,
+        bucket,
+    )
+    assert output.split() == [str(len(OLD)), "0", "0"]
+    assert uploads(server, bucket) == []
+
+
+def test_a_kill_in_the_midst_leaves_the_old_object(
+    server: S3Server, bucket: str, start_program: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start_program(
+        """
+        stream = make_client(part_size=5 * 2**20).put_object(bucket, "key")
+        for n in range(10_000):
+            stream.write(bytes(2**20))
+            if n == 20:
+                print("going", flush=True)
+            if n > 40:
+                time.sleep(0.1)
+        """,
+        server,
+        bucket,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "going\n"
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(20) == -signal.SIGKILL
+
+
+class TestWhileRequestsAreOnTheirWay:
+    """The counting server holds them back."""
+
+    @pytest.fixture
+    def server(self, counting_server: CountingServer) -> CountingServer:
+        return counting_server
+
+    @pytest.fixture
+    def stream(self, server: CountingServer, bucket: str, client: S3Client) -> PutObjectStream:
+        return client.put_object(bucket, "key")
+
+    def test_parts_that_arrive_late_do_not_outlive_the_abort(
+        self, server: CountingServer, bucket: str, stream: PutObjectStream
+    ) -> None:
+        server.fault(operation="UploadPart", hold=True)
+        stream.write(DATA[: 2 * PART + 1])
+        server.wait_for_requests(2, operation="UploadPart")
+        aborting = threading.Thread(target=stream.abort)
+        aborting.start()
+        server.release()
+        aborting.join(20)
+        assert not aborting.is_alive()
+        assert server.operations()[-1] == "AbortMultipartUpload"
+        assert server.uploads() == []
+
+    def test_an_upload_whose_start_is_still_unanswered_is_aborted_when_the_answer_comes(
+        self, server: CountingServer, bucket: str, stream: PutObjectStream
+    ) -> None:
+        server.fault(operation="CreateMultipartUpload", hold=True)
+        failures: list[BaseException] = []
+
+        def write() -> None:
+            try:
+                stream.write(DATA)
+            except S3Exception as error:
+                failures.append(error)
+
+        writing = threading.Thread(target=write)
+        writing.start()
+        server.wait_for_requests(1, operation="CreateMultipartUpload")
+        aborting = threading.Thread(target=stream.abort)
+        aborting.start()
+        wait_until(lambda: stream._aborted)
+        server.release()
+        for thread in (writing, aborting):
+            thread.join(20)
+            assert not thread.is_alive()
+        assert server.uploads() == []
+        assert len(failures) == 1
+        assert "aborted" in str(failures[0])
+
+    def test_a_completion_that_fails_after_the_interruption_is_followed_by_the_abort(
+        self, server: CountingServer, bucket: str, stream: PutObjectStream
+    ) -> None:
+        stream.write(DATA)
+        server.fault(operation="CompleteMultipartUpload", hold=True, status=503, code="SlowDown")
+        with pytest.raises(KeyboardInterrupt), _interrupted_when(server, "CompleteMultipartUpload"):
+            stream.close()
+        server.release()
+        wait_until(lambda: server.uploads() == [])
+
+    def test_an_interrupted_small_object_is_not_sent_again_later(
+        self, server: CountingServer, bucket: str, client: S3Client, stream: PutObjectStream
+    ) -> None:
+        stream.write(b"interrupted")
+        server.fault(operation="PutObject", hold=True, status=503, code="SlowDown")
+        with pytest.raises(KeyboardInterrupt), _interrupted_when(server, "PutObject"):
+            stream.close()
+        server.faults_clear()
+        server.release()
+        time.sleep(0.3)  # longer than the first pause between attempts
+        assert server.operations().count("PutObject") == 2  # the fixture's and the interrupted one
+
+    def test_an_interrupted_block_ends_at_once_even_if_the_store_is_silent(
+        self, server: CountingServer, bucket: str, client: S3Client
+    ) -> None:
+        server.fault(operation="AbortMultipartUpload", hold=True)
+        stream = client.put_object(bucket, "key")
+        stream.write(DATA[: PART + 1])
+        server.wait_for_requests(1, operation="UploadPart", status=200)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), stream:
+            raise KeyboardInterrupt
+        assert time.monotonic() - began < 1
+        server.release()
+        wait_until(lambda: server.uploads() == [])
+
+    def test_an_abort_that_the_store_refuses_is_told_with_the_remedy(
+        self, server: CountingServer, bucket: str, stream: PutObjectStream, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server.fault(operation="AbortMultipartUpload", status=403, code="AccessDenied")
+        stream.write(DATA)
+        stream.abort()
+        assert "lifecycle rule" in caplog.text
+        assert f"s3://{bucket}/key" in caplog.text
+
+
+class _interrupted_when:  # noqa: N801 (reads as a sentence)
+    """Send SIGINT to this process when a request has arrived."""
+
+    def __init__(self, server: CountingServer, operation: str) -> None:
+        self._before = server.operations().count(operation)
+        self._thread = threading.Thread(target=self._run, args=(server, operation))
+
+    def _run(self, server: CountingServer, operation: str) -> None:
+        server.wait_for_requests(self._before + 1, operation=operation)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.join()

@@ -1,0 +1,377 @@
+"""Writing one object: whole and visible after a clean close, and not at all otherwise."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import mmap
+import pickle
+import random
+import threading
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from s3core import ConfigError, NoSuchBucketError, PutObjectStream, S3Client, S3Exception, ThrottledError
+from servers import CountingServer, S3Server
+
+MiB = 2**20
+PART = 5 * MiB
+DATA = random.Random(1).randbytes(2 * PART + 12_345)
+
+
+@pytest.fixture
+def client(counting_server: CountingServer, make_client: Callable[..., S3Client]) -> S3Client:
+    return make_client(counting_server, part_size=PART, max_attempts=3)
+
+
+def used(client: S3Client) -> int:
+    return client._runtime.budget.used
+
+
+@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 2 * PART, len(DATA)])
+def test_an_object_of_any_size_comes_out_as_it_went_in(
+    s3_server: S3Server, make_client: Callable[..., S3Client], size: int
+) -> None:
+    bucket = s3_server.create_bucket()
+    client = make_client(s3_server, part_size=PART)
+    with client.put_object(bucket, "key") as stream:
+        assert stream.write(DATA[:size]) == size
+        assert stream.tell() == size
+    assert stream.closed
+    assert client.get_object(bucket, "key").read_all() == DATA[:size]
+    assert "Uploads" not in s3_server.boto3_client().list_multipart_uploads(Bucket=bucket)
+    assert used(client) == 0
+
+
+@pytest.mark.parametrize(("size", "operations"), [(0, 1), (PART, 1), (PART + 1, 4)])
+def test_what_fits_into_one_part_takes_one_request(
+    counting_server: CountingServer, client: S3Client, size: int, operations: int
+) -> None:
+    with client.put_object(counting_server.bucket, "key") as stream:
+        stream.write(DATA[:size])
+    assert len(counting_server.requests) == operations
+    assert counting_server.get("key") == DATA[:size]
+
+
+def test_odd_pieces_of_a_reused_buffer_are_copied_before_write_returns(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    """What `torch.save` does: many sizes, one buffer; 120 MB of them."""
+    rng = random.Random(3)
+    buffer = bytearray(7 * MiB)
+    digest, total = hashlib.sha256(), 0
+    with client.put_object(counting_server.bucket, "key") as stream:
+        while total < 120_000_000:
+            size = rng.choice([rng.randrange(100), rng.randrange(MiB), rng.randrange(len(buffer))])
+            view = memoryview(buffer)[:size]
+            view[:] = rng.randbytes(1) * size if size % 2 else rng.randbytes(size)
+            assert stream.write(view) == size
+            digest.update(view)
+            buffer[:size] = b"\xee" * size
+            total += size
+    came = hashlib.sha256()
+    for chunk in client.get_object(counting_server.bucket, "key"):
+        came.update(chunk)
+    assert came.digest() == digest.digest()
+    assert used(client) == 0
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"abc",
+        bytearray(b"abc"),
+        memoryview(b"abc"),
+        memoryview(b"cba")[::-1],
+        memoryview(b"a-b-c-")[::2],
+        array("i", range(1000)),
+        memoryview(bytes(range(24))).cast("B", (2, 3, 4)),
+        b"",
+        memoryview(b"").cast("B"),
+    ],
+)
+def test_any_buffer_of_any_layout_is_written_by_its_bytes(
+    counting_server: CountingServer, client: S3Client, piece: Any
+) -> None:
+    with client.put_object(counting_server.bucket, "key") as stream:
+        assert stream.write(piece) == memoryview(piece).nbytes
+    assert counting_server.get("key") == memoryview(piece).tobytes()
+
+
+@pytest.mark.parametrize("piece", ["text", None, 3])
+def test_what_is_no_buffer_is_refused_and_spoils_nothing(
+    counting_server: CountingServer, client: S3Client, piece: Any
+) -> None:
+    stream = client.put_object(counting_server.bucket, "key")
+    stream.write(b"abc")
+    with pytest.raises(TypeError):
+        stream.write(piece)
+    stream.close()
+    assert counting_server.get("key") == b"abc"
+
+
+def test_a_closed_stream_takes_no_more(counting_server: CountingServer, client: S3Client) -> None:
+    stream = client.put_object(counting_server.bucket, "key")
+    stream.close()
+    stream.close()
+    with pytest.raises(ValueError, match=f"s3://{counting_server.bucket}/key is closed"):
+        stream.write(b"abc")
+    assert counting_server.operations() == ["PutObject"]
+
+
+def test_several_threads_may_write(counting_server: CountingServer, client: S3Client) -> None:
+    with client.put_object(counting_server.bucket, "key") as stream:
+        threads = [
+            threading.Thread(target=lambda n=n: [stream.write(bytes([n]) * 100_000) for _ in range(40)])
+            for n in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    written = counting_server.get("key")
+    assert sorted(written[::100_000]) == sorted(bytes(range(4)) * 40)
+    assert all(written[n : n + 100_000] == written[n : n + 1] * 100_000 for n in range(0, len(written), 100_000))
+
+
+def test_a_slow_store_makes_the_writer_wait(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(counting_server, part_size=PART, memory_limit=3 * PART)
+    counting_server.fault(operation="UploadPart", delay_seconds=0.05)
+    with client.put_object(counting_server.bucket, "key") as stream:
+        for _ in range(60):
+            stream.write(bytes(MiB))
+            assert used(client) <= 3 * PART
+    assert used(client) == 0
+    assert len(counting_server.get("key")) == 60 * MiB
+
+
+def test_the_memory_of_a_process_is_bounded_while_it_writes(
+    counting_server: CountingServer, run_program: Callable[..., str]
+) -> None:
+    output = run_program(
+        """
+        import resource
+        client = make_client(memory_limit=32 * 2**20)
+        client.list_objects(bucket).__next__()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        piece = bytes(2**20)
+        with client.put_object(bucket, "huge") as stream:
+            for _ in range(300):
+                stream.write(piece)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+        """,
+        counting_server,
+        counting_server.bucket,
+    )
+    assert int(output) < 90
+
+
+def test_a_size_hint_makes_parts_large_enough_for_the_object(counting_server: CountingServer, client: S3Client) -> None:
+    stream = client.put_object(counting_server.bucket, "key", size_hint=10_000 * 6 * MiB)
+    stream.write(bytes(6 * MiB))
+    assert counting_server.requests == []
+    stream.write(b"x")
+    stream.close()
+    parts = [request for request in counting_server.requests if request.operation == "UploadPart"]
+    assert sorted(part.bytes_received for part in parts) == [1, 6 * MiB]
+
+
+def test_an_object_past_the_limit_of_parts_fails_before_it_is_sent(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    piece = untouched_zeros(10_000 * PART + 1)
+    stream = client.put_object(counting_server.bucket, "key")
+    with pytest.raises(S3Exception, match=r"size_hint, or raise part_size"):
+        stream.write(piece)
+    with pytest.raises(ConfigError, match="5 TiB"):
+        client.put_object(counting_server.bucket, "key", size_hint=6 * 2**40)
+    assert counting_server.requests == []
+
+
+def untouched_zeros(size: int) -> memoryview:
+    """More bytes than there is memory: pages that nobody touches."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000))  # MAP_NORESERVE
+
+
+def write_for_ever(stream: PutObjectStream) -> None:
+    while True:
+        stream.write(DATA[:MiB])
+
+
+@pytest.mark.parametrize("size", [10, PART + 10])
+def test_uploads_are_tried_again_when_the_store_throttles(
+    counting_server: CountingServer, client: S3Client, size: int
+) -> None:
+    for operation in ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"):
+        counting_server.fault(operation=operation, times=2, status=503, code="SlowDown")
+    with client.put_object(counting_server.bucket, "key") as stream:
+        stream.write(DATA[:size])
+    assert counting_server.get("key") == DATA[:size]
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "PutObject"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"cut_upload": 1000},
+        {"cut": 0},
+        {"status": 400, "code": "RequestTimeout"},
+        {"status": 400, "code": "BadDigest"},
+        {"status": 400, "code": "XAmzContentChecksumMismatch"},
+        {"status": 500, "code": "InternalError"},
+    ],
+)
+def test_a_body_that_did_not_arrive_is_sent_again(
+    counting_server: CountingServer, client: S3Client, fault: dict[str, Any], operation: str
+) -> None:
+    counting_server.fault(operation=operation, times=1, **fault)
+    data = DATA if operation == "UploadPart" else DATA[:100_000]
+    with client.put_object(counting_server.bucket, "key") as stream:
+        stream.write(data)
+    assert counting_server.get("key") == data
+
+
+@pytest.mark.parametrize("operation", ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
+def test_an_upload_that_fails_for_good_leaves_the_old_object_and_nothing_else(
+    counting_server: CountingServer, client: S3Client, operation: str
+) -> None:
+    counting_server.put("key", b"old")
+    counting_server.fault(operation=operation, status=503, code="SlowDown")
+    size = 10 if operation == "PutObject" else len(DATA)
+    stream = client.put_object(counting_server.bucket, "key")
+    with pytest.raises(ThrottledError, match=f"s3://{counting_server.bucket}/key"), stream:
+        stream.write(DATA[:size])
+    assert counting_server.get("key") == b"old"
+    assert counting_server.uploads() == []
+    assert used(client) == 0
+
+
+def test_a_close_after_a_failed_write_raises_and_completes_nothing(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    counting_server.fault(operation="UploadPart", status=403, code="AccessDenied")
+    stream = client.put_object(counting_server.bucket, "key")
+    with pytest.raises(PermissionError):
+        write_for_ever(stream)
+    with pytest.raises(S3Exception, match="failed before"):
+        stream.write(b"more")
+    with pytest.raises(S3Exception, match="aborted because a write had failed before"):
+        stream.close()
+    assert counting_server.keys() == []
+    assert counting_server.uploads() == []
+
+
+def test_an_answer_to_the_completion_that_is_lost_does_not_lose_the_object(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    counting_server.fault(operation="CompleteMultipartUpload", times=1, cut=0)
+    with client.put_object(counting_server.bucket, "key") as stream:
+        stream.write(DATA)
+    assert counting_server.get("key") == DATA
+
+
+def test_a_completion_that_finds_the_upload_gone_does_not_take_another_object_for_its_own(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    counting_server.put("key", DATA[::-1])
+    counting_server.fault(operation="CompleteMultipartUpload", times=1, status=404, code="NoSuchUpload")
+    stream = client.put_object(counting_server.bucket, "key")
+    with pytest.raises(S3Exception, match="no longer exists"), stream:
+        stream.write(DATA)
+    assert counting_server.get("key") == DATA[::-1]
+
+
+def test_a_completion_that_fails_behind_a_status_of_200_is_tried_again(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    counting_server.fault(operation="CompleteMultipartUpload", times=1, status=200, code="InternalError")
+    with client.put_object(counting_server.bucket, "key") as stream:
+        stream.write(DATA)
+    assert counting_server.get("key") == DATA
+
+
+def test_a_completion_that_always_fails_behind_a_status_of_200_raises(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    counting_server.fault(operation="CompleteMultipartUpload", status=200, code="InternalError")
+    stream = client.put_object(counting_server.bucket, "key")
+    with pytest.raises(S3Exception, match="InternalError"), stream:
+        stream.write(DATA)
+    assert counting_server.keys() == []
+    assert counting_server.uploads() == []
+
+
+def test_an_unknown_bucket_is_named(client: S3Client) -> None:
+    stream = client.put_object("no-such-bucket", "key")
+    with pytest.raises(NoSuchBucketError, match="s3://no-such-bucket/key"), stream:
+        stream.write(b"abc")
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"storage_class": "standard"}, "storage_class"),
+        ({"storage_class": "STANDARD\r\nx-evil: 1"}, "storage_class"),
+        ({"metadata": {"na me": "x"}}, "metadata"),
+        ({"metadata": {"name": "line\nend"}}, "metadata"),
+        ({"metadata": {"name": "ü"}}, "metadata"),
+        ({"size_hint": -1}, "size_hint"),
+    ],
+)
+def test_an_argument_that_cannot_work_is_refused_at_once(client: S3Client, more: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        client.put_object("a-bucket", "key", **more)
+
+
+def test_metadata_and_storage_class_arrive(counting_server: CountingServer, client: S3Client) -> None:
+    for size in (1, len(DATA)):
+        with client.put_object(
+            counting_server.bucket, f"key{size}", metadata={"run-id": "a b"}, storage_class="STANDARD_IA"
+        ) as stream:
+            stream.write(DATA[:size])
+        answer = counting_server.boto3_client().head_object(Bucket=counting_server.bucket, Key=f"key{size}")
+        assert answer["Metadata"] == {"run-id": "a b"}
+        assert answer["StorageClass"] == "STANDARD_IA"
+
+
+def test_checksums_are_verified_by_the_store(seaweedfs_server: S3Server, make_client: Callable[..., S3Client]) -> None:
+    bucket = seaweedfs_server.create_bucket()
+    for checksum in ("CRC64NVME", "SHA256", None):
+        for size in (100, len(DATA)):
+            client = make_client(seaweedfs_server, part_size=PART, upload_checksum=checksum)
+            with client.put_object(bucket, "key") as stream:
+                stream.write(DATA[:size])
+            assert client.get_object(bucket, "key").read_all() == DATA[:size]
+
+
+def test_checksums_are_those_of_the_bytes(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(counting_server, part_size=PART, upload_checksum="SHA256")
+    with client.put_object(counting_server.bucket, "key") as stream:
+        stream.write(DATA[:100])
+    (request,) = counting_server.requests
+    expected = base64.b64encode(hashlib.sha256(DATA[:100]).digest()).decode()
+    assert request.headers["x-amz-checksum-sha256"] == expected
+    assert request.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
+
+
+def test_the_checksum_is_the_one_that_amazon_publishes(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    """CRC-64/NVME of `123456789`: https://reveng.sourceforge.io/crc-catalogue/all.htm#crc.cat.crc-64-nvme."""
+    with make_client(counting_server).put_object(counting_server.bucket, "key") as stream:
+        stream.write(b"123456789")
+    (request,) = counting_server.requests
+    assert base64.b64decode(request.headers["x-amz-checksum-crc64nvme"]).hex() == "ae8b14860a799888"
+
+
+def test_a_stream_says_that_it_cannot_be_pickled(client: S3Client) -> None:
+    stream: PutObjectStream = client.put_object("a-bucket", "key")
+    with pytest.raises(TypeError, match="open one in the other process"):
+        pickle.dumps(stream)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3core import S3Exception
+from s3core._xml import completion_document, deletion_document, fits_xml, parse_listing
+
+SPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
+keys = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+def listing(rows: list[str], *, encoded: bool = True, more: str = "") -> bytes:
+    encoding = "<EncodingType>url</EncodingType>" if encoded else ""
+    return (
+        f'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{encoding}{more}'
+        f"<Prefix>ignored</Prefix>{''.join(rows)}</ListBucketResult>"
+    ).encode()
+
+
+def row(key: str, *, etag: str = "&quot;e&quot;", more: str = "") -> str:
+    etag = etag and f"<ETag>{etag}</ETag>"
+    return (
+        f"<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>{etag}"
+        f"<Size>7</Size><StorageClass>STANDARD</StorageClass>{more}</Contents>"
+    )
+
+
+@pytest.mark.parametrize("encode", [quote, quote_plus])
+@given(names=st.lists(keys))
+def test_every_key_comes_out_of_an_encoded_listing_as_it_is(encode: object, names: list[str]) -> None:
+    page = parse_listing(listing([row(encode(name, safe="/")) for name in names]), "LIST")  # type: ignore[operator]
+    assert page.keys == names
+    assert page.sizes == [7] * len(names)
+    assert page.etags == ['"e"'] * len(names)
+
+
+@given(names=st.lists(keys.filter(fits_xml)))
+def test_every_key_comes_out_of_a_deletion_as_it_went_in(names: list[str]) -> None:
+    root = ElementTree.fromstring(deletion_document(names))
+    assert [element.text or "" for element in root.iter(f"{SPACE}Key")] == names
+
+
+@given(parts=st.lists(st.tuples(st.integers(1, 10_000), keys.filter(fits_xml), st.none() | st.just("AAAA"))))
+def test_a_completion_names_each_part(parts: list[tuple[int, str, str | None]]) -> None:
+    root = ElementTree.fromstring(completion_document(parts, "CRC64NVME"))
+    found = [
+        (
+            int(part.findtext(f"{SPACE}PartNumber", "")),
+            part.findtext(f"{SPACE}ETag"),
+            part.findtext(f"{SPACE}ChecksumCRC64NVME"),
+        )
+        for part in root.iter(f"{SPACE}Part")
+    ]
+    assert found == parts
+
+
+def test_objects_that_lack_an_element_keep_their_columns_apart() -> None:
+    page = parse_listing(listing([row("a"), row("b", etag=""), row("c")]), "LIST")
+    assert page.keys == ["a", "b", "c"]
+    assert page.etags == ['"e"', "", '"e"']
+
+
+def test_owners_and_checksums_in_between_do_not_disturb_the_columns() -> None:
+    more = "<Owner><ID>x</ID></Owner><ChecksumAlgorithm>CRC32</ChecksumAlgorithm>"
+    page = parse_listing(listing([row("a", more=more), row("b")]), "LIST")
+    assert (page.keys, page.sizes, page.storage_classes) == (["a", "b"], [7, 7], ["STANDARD"] * 2)
+
+
+def test_a_page_that_is_not_the_last_names_the_next() -> None:
+    more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t+1==</NextContinuationToken>"
+    assert parse_listing(listing([], more=more), "LIST").next_token == "t+1=="
+    assert parse_listing(listing([], more=more.replace("true", "false")), "LIST").next_token is None
+
+
+def test_rolled_up_prefixes_are_decoded() -> None:
+    rows = ["<CommonPrefixes><Prefix>a%2Bb+c/</Prefix></CommonPrefixes>"]
+    assert parse_listing(listing(rows), "LIST").common_prefixes == ["a+b c/"]
+
+
+def test_a_listing_that_was_not_encoded_is_taken_as_it_is() -> None:
+    assert parse_listing(listing([row("a+b%41")], encoded=False), "LIST").keys == ["a+b%41"]
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"not xml", b"<Other/>"])
+def test_an_answer_that_is_no_listing_is_an_error_that_points_to_the_endpoint(body: bytes) -> None:
+    with pytest.raises(S3Exception, match=r"LIST of s3://b failed.*check the endpoint"):
+        parse_listing(body, "LIST of s3://b")

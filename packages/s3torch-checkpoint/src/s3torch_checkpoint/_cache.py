@@ -1,0 +1,80 @@
+"""Local copies of checkpoints for `mmap`: one per version of an object, whole or absent, shared by all processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes may download the same object; each copy is whole
+    fcntl = None  # type: ignore[assignment]
+
+_PARTIAL = ".partial"
+
+
+def default_cache_dir() -> Path:
+    """`$S3TORCH_CACHE_DIR`, or `s3torch/checkpoints` in the user's cache directory."""
+    given = os.environ.get("S3TORCH_CACHE_DIR")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "s3torch" / "checkpoints"
+
+
+def cached_copy(
+    cache_dir: Path, identity: tuple[str, ...], version: str, size_bytes: int, download: Callable[[Any], None]
+) -> Path:
+    """Give the local copy of one version of an object, and download it first where there is none.
+
+    Copies of other versions of the same object are removed; a process that has one mapped keeps what it has.
+
+    Args:
+        cache_dir: Where the copies lie; made when it is missing.
+        identity: What names the object: endpoint, bucket, key.
+        version: What changes with its content: the ETag.
+        size_bytes: Its length, which a copy must have.
+        download: Writes the object to a binary file.
+
+    Returns:
+        The path of the copy.
+
+    Raises:
+        OSError: The directory cannot be written, or the disk is full; no partial copy is left.
+    """
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
+    path = cache_dir / f"{name}-{hashlib.sha256(version.encode()).hexdigest()[:16]}"
+    with _lock(cache_dir / f"{name}.lock"):
+        if path.is_file() and path.stat().st_size == size_bytes:
+            return path
+        handle, partial = tempfile.mkstemp(prefix=f"{name}-", suffix=_PARTIAL, dir=cache_dir)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                if hasattr(os, "posix_fallocate") and size_bytes:
+                    os.posix_fallocate(file.fileno(), 0, size_bytes)  # a full disk is known before the download
+                download(file)
+                if file.tell() != size_bytes:
+                    raise OSError(f"the copy in {partial} has {file.tell()} bytes instead of {size_bytes}")
+            os.replace(partial, path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+        for other in cache_dir.glob(f"{name}-*"):
+            if other != path:
+                other.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Let one process at a time download an object; the lock ends with its process, however that ends."""
+    with path.open("wb") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

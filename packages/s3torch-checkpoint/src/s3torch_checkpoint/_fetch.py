@@ -1,0 +1,211 @@
+"""Carries out a fetch plan: bytes straight into their destinations, what needs a buffer within a bounded window."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from s3core import RangeRead, S3Client
+
+from ._fetch_plan import Fetch, Want, plan_fetches
+from ._progress import TransferProgress
+from ._threads import StoppedError
+
+MiB = 2**20
+WINDOW_BYTES = 256 * MiB
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 1.0
+
+
+class Piece(Protocol):
+    """A byte range of an object and what becomes of it."""
+
+    @property
+    def want(self) -> Want:
+        """The bytes that are needed."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that `open` allocates; 0 when the bytes go straight to where they belong."""
+
+    def open(self) -> memoryview:
+        """Give the memory to fill, of exactly the wanted length; called once, in the thread of the load."""
+
+    def finish(self) -> None:
+        """Use the filled memory and let go of it; called once, in the thread of the load."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Fetches that are carried out together, and the pieces that are complete after them."""
+
+    fetches: list[Fetch] = field(default_factory=list)
+    cost_bytes: int = 0
+
+
+def fetch_pieces(
+    client: S3Client,
+    bucket: str,
+    pieces: Sequence[Piece],
+    progress: TransferProgress,
+    *,
+    allowance_bytes: int = 0,
+    window_bytes: int = WINDOW_BYTES,
+    etags: Mapping[str, str] | None = None,
+) -> None:
+    """Fetch every piece and finish it.
+
+    While one batch is being finished the next is fetched, so that the memory in use is at most `window_bytes`, or two
+    pieces where a piece alone is larger than half of it, beyond what the pieces' own destinations take.
+
+    Args:
+        client: Client of the bucket.
+        bucket: The bucket.
+        pieces: What to fetch, in any order; they may overlap.
+        progress: Counts the bytes as they arrive.
+        allowance_bytes: See `plan_fetches`.
+        window_bytes: Bound of the memory for what does not go straight to its destination.
+        etags: The ETag that each key must have, for the keys that are known.
+
+    Raises:
+        S3Exception: A range could not be fetched, or an object changed meanwhile; the transfers have ended.
+    """
+    for piece in pieces:
+        if piece.want.start == piece.want.end:
+            piece.open()
+            piece.finish()
+    plan = plan_fetches([piece.want for piece in pieces], allowance_bytes=allowance_bytes)
+    load = _Load(client, bucket, pieces, plan, progress, etags or {})
+    batches = _split(plan, pieces, window_bytes // 2)
+    current = next(batches, None)
+    if current is None:
+        return
+    load.start(current)
+    while current is not None:
+        load.wait()
+        following = next(batches, None)
+        if following is not None:
+            finished = load.hand_over()
+            load.start(following)
+            load.complete(finished)
+        else:
+            load.complete(load.hand_over())
+        current = following
+
+
+def _split(plan: Sequence[Fetch], pieces: Sequence[Piece], limit_bytes: int) -> Iterator[_Batch]:
+    """Group fetches so that the memory that each group opens stays within the limit."""
+    batch = _Batch()
+    opened: set[int] = set()
+    for fetch in plan:
+        cost = fetch.end - fetch.start if len(fetch.segments) > 1 else 0
+        fresh = {index for segment in fetch.segments for index in segment.wants} - opened
+        cost += sum(pieces[index].memory_bytes for index in fresh)
+        if batch.fetches and cost and batch.cost_bytes + cost > limit_bytes:
+            yield batch
+            batch = _Batch()
+        batch.fetches.append(fetch)
+        batch.cost_bytes += cost
+        opened |= fresh
+    if batch.fetches:
+        yield batch
+
+
+class _Load:
+    """The state of one call of `fetch_pieces`."""
+
+    def __init__(
+        self,
+        client: S3Client,
+        bucket: str,
+        pieces: Sequence[Piece],
+        plan: Sequence[Fetch],
+        progress: TransferProgress,
+        etags: Mapping[str, str],
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._pieces = pieces
+        self._progress = progress
+        self._etags = etags
+        self._buffers: dict[int, memoryview] = {}
+        self._segments_left = [0] * len(pieces)
+        for fetch in plan:
+            for segment in fetch.segments:
+                for index in segment.wants:
+                    self._segments_left[index] += 1
+        self._current: list[tuple[Fetch, memoryview]] = []
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._stopped = False
+
+    def start(self, batch: _Batch) -> None:
+        """Open the destinations of a batch and begin to fetch it in a thread."""
+        self._current = [(fetch, self._destination(fetch)) for fetch in batch.fetches]
+        reads = [
+            RangeRead(self._bucket, fetch.key, fetch.start, buffer, self._etags.get(fetch.key))
+            for fetch, buffer in self._current
+        ]
+        self._thread = threading.Thread(target=self._fetch, args=(reads,), name="s3torch-checkpoint-load", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the batch, in such a way that Ctrl-C ends the wait; raise its error."""
+        assert self._thread is not None
+        try:
+            while self._thread.is_alive():
+                self._thread.join(_POLL_SECONDS)
+        except BaseException:
+            # The fetching thread sees this at its next answer; the buffers are the caller's again as soon as it ends.
+            self._stopped = True
+            self._thread.join(_STOP_SECONDS)
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def hand_over(self) -> list[tuple[Fetch, memoryview]]:
+        """Take the fetched batch out, so that the next one can be started."""
+        done, self._current = self._current, []
+        return done
+
+    def complete(self, done: list[tuple[Fetch, memoryview]]) -> None:
+        """Pass the bytes of a batch on to every piece that wants them, and finish the complete pieces."""
+        for fetch, buffer in done:
+            for segment in fetch.segments:
+                data = buffer[segment.start - fetch.start : segment.end - fetch.start]
+                in_place = len(fetch.segments) == 1
+                for position, index in enumerate(segment.wants):
+                    if position > 0 or not in_place:
+                        start = self._pieces[index].want.start
+                        self._buffer(index)[segment.start - start : segment.end - start] = data
+                    self._segments_left[index] -= 1
+                    if self._segments_left[index] == 0:
+                        self._buffer(index)
+                        del self._buffers[index]
+                        self._pieces[index].finish()
+
+    def _destination(self, fetch: Fetch) -> memoryview:
+        if len(fetch.segments) > 1:
+            return memoryview(bytearray(fetch.end - fetch.start))
+        index = fetch.segments[0].wants[0]
+        start = self._pieces[index].want.start
+        return self._buffer(index)[fetch.start - start : fetch.end - start]
+
+    def _buffer(self, index: int) -> memoryview:
+        buffer = self._buffers.get(index)
+        if buffer is None:
+            buffer = self._buffers[index] = self._pieces[index].open()
+        return buffer
+
+    def _fetch(self, reads: list[RangeRead]) -> None:
+        try:
+            self._client.read_ranges(reads, progress=self._count)
+        except BaseException as error:
+            self._error = error
+
+    def _count(self, length: int) -> None:
+        if self._stopped:
+            raise StoppedError
+        self._progress.advance(length)

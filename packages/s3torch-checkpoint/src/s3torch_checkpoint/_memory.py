@@ -1,0 +1,51 @@
+"""The bytes of a CPU tensor as a buffer that S3 can fill, for every dtype and without a copy."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+
+def tensor_buffer(tensor: torch.Tensor) -> memoryview:
+    """View the memory of a tensor as bytes.
+
+    The view keeps the tensor's storage alive, so that a transfer into it never writes into freed memory. Neither numpy
+    nor `Tensor.view(torch.uint8)` can say this for every dtype (bfloat16, complex, quantised, packed 4-bit).
+
+    Args:
+        tensor: A contiguous strided tensor on the CPU, of any dtype and shape.
+
+    Returns:
+        A writable view of `tensor.nbytes` bytes, in the machine's byte order.
+
+    Raises:
+        ValueError: The tensor is not contiguous, not strided, or not on the CPU.
+    """
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError(
+            f"only a contiguous strided CPU tensor has its bytes in one piece, got {tensor.layout}, {tensor.device}, "
+            f"shape {tuple(tensor.shape)}, strides {tensor.stride() if tensor.layout == torch.strided else None}"
+        )
+    length = tensor.nbytes
+    if length == 0:
+        return memoryview(bytearray())
+    storage = tensor.untyped_storage()
+    array = (ctypes.c_ubyte * length).from_address(tensor.data_ptr())
+    array._storage = storage  # type: ignore[attr-defined]  # ctypes instances have a __dict__; this one owns the memory
+    return memoryview(array).cast("B")
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's elements lie in one piece of CPU memory, in their order, exactly as they are stored.
+
+    A conjugated or negated view is not plain: its memory holds other values than it shows.
+    """
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and not tensor.is_quantized
+    )

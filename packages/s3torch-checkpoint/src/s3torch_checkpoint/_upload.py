@@ -1,0 +1,96 @@
+"""One upload that completes when its block ends cleanly, and whose first error is the one that the caller sees."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from s3core import PutObjectStream, S3Client
+
+from ._progress import TransferProgress
+from ._threads import StoppedError
+
+
+class UploadFile:
+    """The file that `torch.save` writes to.
+
+    An error in `write` sticks: `torch.save` answers one with a write of its own while it cleans up, and hides the first
+    error behind a complaint about its zip archive.
+
+    Args:
+        stream: The upload.
+        progress: Counts what is written.
+        stop: When set, further writes end with `StoppedError`.
+    """
+
+    def __init__(
+        self, stream: PutObjectStream, progress: TransferProgress, stop: threading.Event | None = None
+    ) -> None:
+        self._stream = stream
+        self._progress = progress
+        self._stop = stop
+        self.error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        """Hand bytes over; they have been copied when it returns."""
+        if self.error is not None:
+            raise self.error
+        try:
+            self.check_stop()
+            view = memoryview(data)
+            self._stream.write(view)
+        except BaseException as error:
+            self.error = error
+            raise
+        self._progress.advance(view.nbytes)
+        return view.nbytes
+
+    def check_stop(self) -> None:
+        """Raise `StoppedError` when this upload is to end without completing."""
+        if self._stop is not None and self._stop.is_set():
+            raise StoppedError
+
+    def flush(self) -> None:
+        """Do nothing: parts are sent as they fill."""
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._stream.tell()
+
+
+@contextmanager
+def upload(
+    client: S3Client,
+    bucket: str,
+    key: str,
+    progress: TransferProgress,
+    *,
+    size_hint: int | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[UploadFile]:
+    """Write one object: it appears when the block ends, and not at all when the block raises.
+
+    Args:
+        client: Client of the bucket.
+        bucket: The bucket.
+        key: The key.
+        progress: Counts what is written.
+        size_hint: About how many bytes there will be, for the size of the parts.
+        stop: When set, the upload is given up.
+
+    Yields:
+        The file to write to.
+    """
+    stream = client.put_object(bucket, key, size_hint=size_hint or None)
+    file = UploadFile(stream, progress, stop)
+    try:
+        yield file
+        file.check_stop()
+    except BaseException as error:
+        stream.abort()
+        if file.error is not None and file.error is not error:
+            raise file.error from None
+        raise
+    stream.close()

@@ -1,0 +1,131 @@
+"""What makes a save a checkpoint: nothing is missing, its metadata appears at once, then the old one is removed."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
+
+from s3core import NoSuchKeyError, S3Client, S3Exception
+
+from .._address import CheckpointAddress
+from .._errors import CorruptCheckpointError
+from .._progress import TransferProgress
+from .._upload import upload
+
+logger = logging.getLogger(__name__)
+
+
+def missing_items(metadata: Metadata, stored: Mapping[MetadataIndex, Any]) -> list[str]:
+    """Find what the metadata describes but no rank has written.
+
+    Args:
+        metadata: The global metadata of the plan.
+        stored: Where each item was written.
+
+    Returns:
+        The missing items, as people read them; empty when all is there.
+    """
+    missing = []
+    for fqn, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, BytesStorageMetadata):
+            if MetadataIndex(fqn) not in stored:
+                missing.append(fqn)
+            continue
+        missing += [
+            f"{fqn} at {tuple(chunk.offsets)}"
+            for chunk in entry.chunks
+            if MetadataIndex(fqn, chunk.offsets) not in stored
+        ]
+    return missing
+
+
+def data_names(metadata: Metadata) -> set[str]:
+    """The names of the data objects that a checkpoint's metadata names, relative to the checkpoint."""
+    return {info.relative_path for info in (metadata.storage_data or {}).values()}
+
+
+def read_metadata_object(client: S3Client, address: CheckpointAddress, name: str) -> tuple[Metadata, str | None]:
+    """Read one metadata object.
+
+    Unpickling runs code that the object names, as torch's own readers do: load checkpoints only from buckets you trust.
+
+    Args:
+        client: Client of the bucket.
+        address: The checkpoint.
+        name: Name of the metadata object.
+
+    Returns:
+        The metadata, and the ETag of the object it came from.
+
+    Raises:
+        NoSuchKeyError: There is no such object.
+        CorruptCheckpointError: The object is not the metadata of a checkpoint.
+    """
+    with client.get_object(address.bucket, address.key(name)) as stream:
+        data = stream.read_all()
+        etag = stream.object_info.etag
+    try:
+        metadata = pickle.load(io.BytesIO(data))
+    except Exception as error:
+        raise CorruptCheckpointError(
+            f"{address.uri(name)} ({len(data)} bytes) cannot be read as the metadata of a checkpoint: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(metadata, Metadata):
+        raise CorruptCheckpointError(
+            f"{address.uri(name)} holds a {type(metadata).__name__}, not the metadata of a checkpoint"
+        )
+    return metadata, etag
+
+
+def commit(client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata) -> None:
+    """Make a save visible by one PUT of its metadata, then delete the data of the checkpoint that it replaced.
+
+    Args:
+        client: Client of the bucket.
+        address: The checkpoint.
+        name: Name of the metadata object.
+        metadata: Complete, with the place of every item.
+    """
+    replaced = _names_before(client, address, name)
+    body = pickle.dumps(metadata)
+    with (
+        TransferProgress(f"Committing {address.uri()}", len(body), enabled=False) as progress,
+        upload(client, address.bucket, address.key(name), progress, size_hint=len(body)) as target,
+    ):
+        target.write(body)
+    delete_quietly(client, address, replaced - data_names(metadata))
+
+
+def _names_before(client: S3Client, address: CheckpointAddress, name: str) -> set[str]:
+    try:
+        metadata, _ = read_metadata_object(client, address, name)
+        return data_names(metadata)
+    except NoSuchKeyError:
+        return set()
+    except Exception as error:
+        # The old checkpoint cannot be read, so it cannot be known what belongs to it; that must not stop the new one.
+        logger.warning("The data of the checkpoint replaced at %s stays in the bucket: %s", address.uri(), error)
+        return set()
+
+
+def delete_quietly(client: S3Client, address: CheckpointAddress, names: Iterable[str]) -> None:
+    """Delete objects that no metadata names any more; a failure is logged, because nothing depends on it.
+
+    Args:
+        client: Client of the bucket.
+        address: The checkpoint.
+        names: Names of the objects, relative to the checkpoint.
+    """
+    keys = sorted(address.key(name) for name in names)
+    if not keys:
+        return
+    try:
+        client.delete_objects(address.bucket, keys)
+    except S3Exception as error:
+        logger.warning("%d unused objects stay in %s until clean() removes them: %s", len(keys), address.uri(), error)

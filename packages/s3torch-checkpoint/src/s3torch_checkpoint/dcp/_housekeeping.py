@@ -1,0 +1,217 @@
+"""Finds the committed checkpoints under a URI, and deletes old ones and what failed saves have left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from s3core import NoSuchKeyError, S3Client, S3ClientConfig
+
+from .._address import CheckpointAddress
+from .._checks import check_count
+from .._errors import NoCheckpointError
+from .._threads import run_all
+from ._commit import data_names, read_metadata_object
+from ._names import METADATA_NAME, is_data_name, is_metadata_key
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 16
+# A save whose data lies there uncommitted for this long has failed: the first object of a save waits for its last.
+_MIN_AGE_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A committed checkpoint.
+
+    Args:
+        uri: Where it lies, without a `/` at its end.
+        committed_at: When its metadata was written.
+    """
+
+    uri: str
+    committed_at: datetime
+
+
+def list_checkpoints(
+    uri: str | os.PathLike[str],
+    *,
+    region: str | None = None,
+    endpoint: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+) -> list[CheckpointInfo]:
+    """List the committed checkpoints directly under a URI; one that is still being saved, or failed, is not there.
+
+    Args:
+        uri: `s3://bucket/run`, which holds `step-100/`, `step-200/`, …
+        region: AWS region of the bucket; None for the environment's.
+        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
+        s3client_config: Settings of the client.
+
+    Returns:
+        The checkpoints, the oldest commit first; by the numbers in their names where the store's clock says the same.
+    """
+    client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
+    return _list_checkpoints(client, CheckpointAddress.parse(uri))
+
+
+def latest(
+    uri: str | os.PathLike[str],
+    *,
+    region: str | None = None,
+    endpoint: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+) -> str:
+    """Find the checkpoint that was committed last.
+
+    Args:
+        uri: `s3://bucket/run`, which holds the checkpoints.
+        region: AWS region of the bucket; None for the environment's.
+        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
+        s3client_config: Settings of the client.
+
+    Returns:
+        Its URI.
+
+    Raises:
+        NoCheckpointError: There is none.
+    """
+    found = list_checkpoints(uri, region=region, endpoint=endpoint, s3client_config=s3client_config)
+    if not found:
+        raise NoCheckpointError(f"there is no committed checkpoint under {os.fspath(uri)}")
+    return found[-1].uri
+
+
+def keep_last(
+    uri: str | os.PathLike[str],
+    n: int,
+    *,
+    region: str | None = None,
+    endpoint: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+) -> list[str]:
+    """Delete all committed checkpoints under a URI but the last ones.
+
+    The metadata goes first, so that a checkpoint is either whole or, to every reader, not there. Objects that are not
+    a checkpoint's own are left alone.
+
+    Args:
+        uri: `s3://bucket/run`, which holds the checkpoints.
+        n: How many to keep, at least 1.
+        region: AWS region of the bucket; None for the environment's.
+        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
+        s3client_config: Settings of the client.
+
+    Returns:
+        The URIs of the checkpoints that were deleted.
+
+    Raises:
+        ValueError: `n` is not a whole number of at least 1.
+        S3Exception: Something could not be read or deleted; call it again.
+    """
+    check_count("n", n)
+    client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
+    doomed = _list_checkpoints(client, CheckpointAddress.parse(uri))[:-n]
+    for checkpoint in doomed:
+        _delete_checkpoint(client, CheckpointAddress.parse(checkpoint.uri))
+    return [checkpoint.uri for checkpoint in doomed]
+
+
+def clean(
+    uri: str | os.PathLike[str],
+    *,
+    min_age_seconds: float = _MIN_AGE_SECONDS,
+    region: str | None = None,
+    endpoint: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+) -> list[str]:
+    """Delete the data objects under a URI that no checkpoint's metadata names: what failed saves have left.
+
+    Args:
+        uri: A checkpoint, or what holds checkpoints at any depth.
+        min_age_seconds: Leave younger objects alone: they may belong to a save that is still going on. 0 is right only
+            when there is none.
+        region: AWS region of the bucket; None for the environment's.
+        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
+        s3client_config: Settings of the client.
+
+    Returns:
+        The URIs of the objects that were deleted.
+
+    Raises:
+        CorruptCheckpointError: Some metadata cannot be read, so that it cannot be known what it names; nothing is
+            deleted.
+    """
+    client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
+    address = CheckpointAddress.parse(uri)
+    # The data is listed before the metadata is read: what is committed in between is named by the time it is asked.
+    oldest = datetime.now(UTC) - timedelta(seconds=min_age_seconds)
+    candidates = [
+        info.key
+        for page in client.list_objects(address.bucket, address.base)
+        for info in page.object_info
+        if is_data_name(info.key) and info.last_modified is not None and info.last_modified <= oldest
+    ]
+    if not candidates:
+        return []
+    metadata_keys = [
+        key for page in client.list_objects(address.bucket, address.base) for key in page.keys if is_metadata_key(key)
+    ]
+    named = _named_keys(client, address.bucket, metadata_keys)
+    orphans = sorted(set(candidates) - named)
+    client.delete_objects(address.bucket, orphans)
+    return [f"s3://{address.bucket}/{key}" for key in orphans]
+
+
+def _list_checkpoints(client: S3Client, address: CheckpointAddress) -> list[CheckpointInfo]:
+    folders = [
+        prefix for page in client.list_objects(address.bucket, address.base, "/") for prefix in page.common_prefixes
+    ]
+    tasks = [partial(_committed_at, client, address.bucket, folder) for folder in folders]
+    found = [
+        CheckpointInfo(CheckpointAddress(address.bucket, folder).uri(), time)
+        for folder, time in zip(folders, run_all(tasks, _THREADS), strict=True)
+        if time is not None
+    ]
+    return sorted(found, key=lambda info: (info.committed_at, _natural(info.uri)))
+
+
+def _committed_at(client: S3Client, bucket: str, folder: str, _stop: object) -> datetime | None:
+    try:
+        info = client.head_object(bucket, folder + METADATA_NAME)
+    except NoSuchKeyError:
+        return None
+    return info.last_modified or datetime.min.replace(tzinfo=UTC)
+
+
+def _natural(text: str) -> list[tuple[int, int | str]]:
+    """Sort `step-9` before `step-10`."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _delete_checkpoint(client: S3Client, address: CheckpointAddress) -> None:
+    metadata, _ = read_metadata_object(client, address, METADATA_NAME)
+    client.delete_object(address.bucket, address.key(METADATA_NAME))
+    client.delete_objects(address.bucket, sorted(address.key(name) for name in data_names(metadata)))
+
+
+def _named_keys(client: S3Client, bucket: str, metadata_keys: Iterable[str]) -> set[str]:
+    """The keys of all data objects that some metadata names."""
+
+    def names_of(key: str, _stop: object) -> set[str]:
+        base, _, name = key.rpartition("/")
+        address = CheckpointAddress(bucket, base + "/" if base or key.startswith("/") else "")
+        try:
+            metadata, _ = read_metadata_object(client, address, name)
+        except NoSuchKeyError:  # deleted since the listing
+            return set()
+        return {address.key(data) for data in data_names(metadata)}
+
+    tasks = [partial(names_of, key) for key in metadata_keys]
+    return set().union(*run_all(tasks, _THREADS)) if tasks else set()

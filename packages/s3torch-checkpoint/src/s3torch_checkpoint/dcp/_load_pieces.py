@@ -1,0 +1,164 @@
+"""Turns the items of a load plan into byte ranges, and their bytes into tensors and objects."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import torch
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner, ReadItem
+
+from .._errors import CorruptCheckpointError
+from .._fetch_plan import Want
+from .._memory import is_plain
+from .._region import cut_region
+from .._tensor_pieces import BlockPiece, PlainPiece
+from ._payload import Payload, payload_of
+from ._sharing import BLOCK_BYTES
+
+Decode = Callable[[Sequence[str], IO[bytes]], IO[bytes]]
+
+
+class WholePiece:
+    """A whole stored item: a pickled object, or a tensor of which only the stored form is known."""
+
+    def __init__(self, want: Want, use: Callable[[memoryview], None]) -> None:
+        self.want = want
+        self.memory_bytes = want.end - want.start
+        self._use = use
+        self._data: memoryview | None = None
+
+    def open(self) -> memoryview:
+        """A buffer for the item as it is stored."""
+        self._data = memoryview(bytearray(self.memory_bytes))
+        return self._data
+
+    def finish(self) -> None:
+        """Decode the item."""
+        assert self._data is not None
+        data, self._data = self._data, None
+        self._use(data)
+
+
+LoadPiece = PlainPiece | BlockPiece | WholePiece
+
+
+@dataclass(frozen=True, slots=True)
+class ItemReader:
+    """Makes the pieces of load items.
+
+    Args:
+        planner: Knows the destinations; called in the thread of the load alone.
+        decode: Undoes torch's stream transforms, named by their descriptors.
+        uri_of: Spells an object's URI, for messages.
+    """
+
+    planner: LoadPlanner
+    decode: Decode
+    uri_of: Callable[[str], str]
+
+    def pieces(self, item: ReadItem, info: Any, key: str, *, in_blocks: bool = False) -> Iterator[LoadPiece]:
+        """Give what must be fetched for one item.
+
+        Args:
+            item: The item.
+            info: torch's record of where it is stored.
+            key: Key of the object.
+            in_blocks: Cut the item as `block_sizes` does, wherever its destination is.
+
+        Yields:
+            The pieces; none for a tensor without elements, which is done at once.
+        """
+        payload = payload_of(info)
+        if item.type == LoadItemType.BYTE_IO:
+            yield self._bytes_piece(item, info, key)
+        elif payload is not None and not _descriptors(info):
+            yield from self._payload_pieces(item, payload, key, info, in_blocks)
+        else:
+            yield self._tensor_piece(item, info, key)
+
+    def _bytes_piece(self, item: ReadItem, info: Any, key: str) -> WholePiece:
+        def use(data: memoryview) -> None:
+            stream = self.decode(_descriptors(info), cast("IO[bytes]", io.BytesIO(data)))
+            self.planner.load_bytes(item, stream if isinstance(stream, io.BytesIO) else io.BytesIO(stream.read()))
+
+        return WholePiece(Want(key, info.offset, info.offset + info.length), use)
+
+    def _tensor_piece(self, item: ReadItem, info: Any, key: str) -> WholePiece:
+        def use(data: memoryview) -> None:
+            stream = self.decode(_descriptors(info), cast("IO[bytes]", io.BytesIO(data)))
+            seekable = stream if stream.seekable() else io.BytesIO(stream.read())
+            tensor = torch.load(seekable, map_location="cpu", weights_only=True)
+            for dimension, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                if (offset, length) != (0, tensor.size(dimension)):
+                    tensor = tensor.narrow(dimension, offset, length)
+            target = self._target(item, key)
+            target.copy_(tensor)
+            self.planner.commit_tensor(item, target)
+
+        return WholePiece(Want(key, info.offset, info.offset + info.length), use)
+
+    def _payload_pieces(
+        self, item: ReadItem, payload: Payload, key: str, info: Any, in_blocks: bool
+    ) -> Iterator[LoadPiece]:
+        target = self._target(item, key)
+        itemsize = payload.dtype.itemsize
+        in_place = is_plain(target) and target.dtype == payload.dtype
+        try:
+            blocks = list(
+                cut_region(
+                    payload.shape,
+                    tuple(item.storage_offsets),
+                    tuple(item.lengths),
+                    itemsize,
+                    max_block_bytes=None if in_place and not in_blocks else BLOCK_BYTES,
+                )
+            )
+        except ValueError as error:
+            raise CorruptCheckpointError(
+                f"{item.storage_index.fqn!r} in {self.uri_of(info.relative_path)}: {error}"
+            ) from error
+        left = len(blocks)
+
+        def block_done() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self.planner.commit_tensor(item, target)
+
+        if not blocks:
+            self.planner.commit_tensor(item, target)
+        for block in blocks:
+            want = Want(key, payload.start + block.start, payload.start + block.end)
+            part = target
+            for dimension, (offset, length) in enumerate(zip(block.offsets, block.lengths, strict=True)):
+                if length != target.size(dimension):
+                    part = part.narrow(dimension, offset, length)
+            if in_place and block.is_dense(itemsize) and part.is_contiguous():
+                yield PlainPiece(want, part, block_done)
+            else:
+                yield BlockPiece(want, block, payload.dtype, part, block_done)
+
+    def _target(self, item: ReadItem, key: str) -> torch.Tensor:
+        target = self.planner.resolve_tensor(item).detach()
+        if tuple(target.shape) != tuple(item.lengths):
+            raise CorruptCheckpointError(
+                f"{item.storage_index.fqn!r} in {self.uri_of(key)} has {tuple(item.lengths)} elements to load into a "
+                f"destination of shape {tuple(target.shape)}"
+            )
+        return target
+
+
+def needed_bytes(item: ReadItem, info: Any) -> int:
+    """How many stored bytes an item needs: all that is stored of it, or only the rows where those can be found."""
+    payload = payload_of(info)
+    if item.type == LoadItemType.BYTE_IO or payload is None or tuple(item.lengths) == payload.shape:
+        return int(info.length)
+    return math.prod(item.lengths) * payload.dtype.itemsize
+
+
+def _descriptors(info: Any) -> Sequence[str]:
+    return getattr(info, "transform_descriptors", None) or ()

@@ -1,0 +1,265 @@
+"""`S3StorageWriter`: saves a distributed checkpoint so that it is there as a whole, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from s3core import NoSuchKeyError, S3Client, S3ClientConfig
+
+from .._address import CheckpointAddress
+from .._checks import check_count
+from .._errors import CheckpointError, CheckpointExistsError, IncompleteCheckpointError
+from .._progress import TransferProgress
+from .._threads import run_all
+from .._upload import upload
+from ._commit import commit, delete_quietly, missing_items
+from ._names import METADATA_NAME, data_name, new_save_id, rank_metadata_name
+from ._prefix_strategies import DefaultPrefixStrategy, S3PrefixStrategyBase
+from ._save_items import FilePlan, deal_items, stored_size, write_item
+
+# Below this many bytes a further file costs more in requests than it brings in parallel work.
+_MIN_FILE_BYTES = 16 * 2**20
+
+
+class S3StorageWriter(StorageWriter):
+    """Writes checkpoints of `torch.distributed.checkpoint` to S3.
+
+    Each save writes its data under names that no other save uses, and becomes visible by one PUT of `.metadata` once
+    every rank has written everything. Until then, and for ever if any rank fails, the previous checkpoint at `path`
+    stays whole and readable; only after the commit are its objects deleted.
+
+    The writer pickles, so that it works with the process executor of `async_save`.
+
+    Args:
+        region: AWS region of the bucket; None for the environment's.
+        path: `s3://bucket/folder` of the checkpoint.
+        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
+        s3client_config: Settings of the client.
+        prefix_strategy: Where each rank's objects lie; None for one folder.
+        thread_count: How many files each rank writes at once, where it has enough data.
+        overwrite: False refuses to replace a checkpoint that lies at `path`.
+        single_file_per_rank: False gives every tensor an object of its own.
+        progress: Show a progress bar on rank 0 when writing takes longer than a second.
+        _extensions: torch's experimental stream transforms, such as its zstandard compression.
+
+    Example:
+        >>> writer = S3StorageWriter("eu-central-1", "s3://my-bucket/run/step-100")
+        >>> dcp.save({"model": model}, storage_writer=writer)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        path: str | os.PathLike[str],
+        *,
+        endpoint: str | None = None,
+        s3client_config: S3ClientConfig | None = None,
+        prefix_strategy: S3PrefixStrategyBase | None = None,
+        thread_count: int = 4,
+        overwrite: bool = True,
+        single_file_per_rank: bool = True,
+        progress: bool = True,
+        _extensions: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_count("thread_count", thread_count)
+        self._client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
+        self._address = CheckpointAddress.parse(path)
+        self._prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
+        self._thread_count = thread_count
+        self._overwrite = overwrite
+        self._single_file_per_rank = single_file_per_rank
+        self._progress = progress
+        self._extensions = tuple(_extensions or ())
+        self._is_coordinator = True
+        self._use_collectives = True
+        self._rank: int | None = None
+        self._save_id = new_save_id()
+
+    @property
+    def path(self) -> str:
+        """The URI of the checkpoint."""
+        return self._address.uri()
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The URI of the checkpoint."""
+        return self._address.uri()
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether an id is an S3 URI."""
+        return is_s3_uri(checkpoint_id)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Turn to another checkpoint, or to a new save of the same one.
+
+        Args:
+            checkpoint_id: The URI of the checkpoint to write; None keeps the one of the constructor.
+        """
+        if checkpoint_id is not None:
+            self._address = CheckpointAddress.parse(checkpoint_id)
+        self._save_id = new_save_id()
+
+    def storage_meta(self) -> StorageMeta:
+        """What the checkpoint's metadata says about this save."""
+        return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Begin a save on this rank.
+
+        Args:
+            is_coordinator: Whether this rank commits.
+            *args: Not used.
+            **kwargs: `rank` and `use_collectives`, from the versions of torch that pass them.
+        """
+        self._is_coordinator = is_coordinator
+        self._rank = kwargs.get("rank")
+        self._use_collectives = kwargs.get("use_collectives", True)
+        # `dcp.save` calls `reset` only with a checkpoint_id, and with cached plans the planner hands back an earlier
+        # plan. The id is therefore made here, on each rank, for each save: no name is ever written twice.
+        self._save_id = new_save_id()
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Refuse what must not be overwritten, before anything is written.
+
+        Args:
+            plan: The rank's plan.
+
+        Returns:
+            The same plan.
+
+        Raises:
+            CheckpointExistsError: There is a checkpoint, and `overwrite` is False.
+            CheckpointError: The ranks save on their own, under a checkpoint of all of them that would hide theirs.
+        """
+        if self._is_coordinator or not self._use_collectives:
+            self._check_overwrite()
+            if not self._use_collectives and self._exists(METADATA_NAME):
+                raise CheckpointError(
+                    f"{self.path} holds a checkpoint saved by all ranks together, which would hide one saved with "
+                    "use_collectives=False; choose another path, or delete it first"
+                )
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Tell each rank its number, for the versions of torch that do not.
+
+        Args:
+            plans: The plans of all ranks.
+
+        Returns:
+            The same plans, with the rank's number as their storage data.
+        """
+        return [dataclasses.replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write the rank's items into several objects at once.
+
+        Args:
+            plan: What to write.
+            planner: Resolves items to tensors and bytes; called from several threads, as torch's own writer does.
+
+        Returns:
+            A future that is done: where each item lies.
+
+        Raises:
+            BaseException: Whatever the first failing thread raised; what this rank wrote is deleted again.
+        """
+        rank = self._rank if self._rank is not None else plan.storage_data
+        prefix = self._prefix_strategy.generate_prefix(rank if isinstance(rank, int) else 0)
+        files = self._plan_files(plan, prefix)
+        total = sum(file.size_hint for file in files)
+        try:
+            with TransferProgress(f"Saving {self.path}", total, self._progress) as progress:
+                tasks = [partial(self._write_file, file, planner, progress) for file in files]
+                written = run_all(tasks, self._thread_count)
+        except Exception:
+            delete_quietly(self._client, self._address, [file.name for file in files])
+            raise
+        results = [result for of_file in written for result in of_file]
+        if len(results) != len(plan.items):
+            raise CheckpointError(f"{len(plan.items)} items were to be written to {self.path}, but {len(results)} were")
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Commit the save: by one PUT it replaces the checkpoint before it, which is deleted after that.
+
+        Args:
+            metadata: The global metadata of the plan.
+            results: What each rank wrote.
+
+        Raises:
+            IncompleteCheckpointError: A planned item was not written; nothing is committed.
+            CheckpointExistsError: Somebody else committed a checkpoint here, and `overwrite` is False.
+        """
+        stored = {result.index: result.storage_data for of_rank in results for result in of_rank}
+        missing = missing_items(metadata, stored)
+        if missing:
+            delete_quietly(self._client, self._address, {info.relative_path for info in stored.values()})
+            shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+            raise IncompleteCheckpointError(
+                f"the save to {self.path} was not committed: no rank has written {len(missing)} planned items ({shown})"
+            )
+        self._check_overwrite()
+        metadata.storage_data = stored
+        metadata.storage_meta = self.storage_meta()
+        version = getattr(filesystem, "CURRENT_DCP_VERSION", None)
+        if version is not None:
+            metadata.version = version
+        commit(self._client, self._address, self._metadata_name(), metadata)
+
+    def _metadata_name(self) -> str:
+        if self._use_collectives or self._rank is None:
+            return METADATA_NAME
+        return rank_metadata_name(self._rank)
+
+    def _check_overwrite(self) -> None:
+        if not self._overwrite and self._exists(self._metadata_name()):
+            raise CheckpointExistsError(
+                f"{self.path} holds a checkpoint and overwrite=False; choose another path, or delete it first"
+            )
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self._client.head_object(self._address.bucket, self._address.key(name))
+        except NoSuchKeyError:
+            return False
+        return True
+
+    def _plan_files(self, plan: SavePlan, prefix: str) -> list[FilePlan]:
+        if self._single_file_per_rank:
+            total = sum(map(stored_size, plan.items))
+            dealt = deal_items(plan.items, min(self._thread_count, 1 + total // _MIN_FILE_BYTES))
+        else:
+            dealt = [[item] for item in plan.items]
+        return [
+            FilePlan(data_name(prefix, index, self._save_id), items, sum(map(stored_size, items)))
+            for index, items in enumerate(dealt)
+        ]
+
+    def _write_file(
+        self, file: FilePlan, planner: SavePlanner, progress: TransferProgress, stop: threading.Event
+    ) -> list[WriteResult]:
+        bucket, key = self._address.bucket, self._address.key(file.name)
+        with upload(self._client, bucket, key, progress, size_hint=file.size_hint, stop=stop) as target:
+            results = [write_item(target, file.name, item, planner, self._extensions) for item in file.items]
+        return results
+
+
+def is_s3_uri(checkpoint_id: str | os.PathLike[str]) -> bool:
+    """Whether an id is an S3 URI, judged by its scheme."""
+    return str(checkpoint_id).startswith("s3://")

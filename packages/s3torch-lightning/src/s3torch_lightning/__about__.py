@@ -1,0 +1,3 @@
+"""The version of s3torch-lightning, read by the build."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,57 @@
+"""Lightning checkpoints on S3, for the Trainer and for Fabric; old or new, never broken.
+
+The names are imported when they are first used: which Lightning they are made for is decided then, and importing the
+package alone loads neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .__about__ import __version__
+
+if TYPE_CHECKING:
+    from s3core import S3ClientConfig
+
+    from ._async_io import S3AsyncCheckpoint
+    from ._checkpoint_io import S3LightningCheckpoint
+    from ._filesystem import S3FileSystem
+    from ._registration import register_filesystem
+    from ._strategies import S3FSDPStrategy, S3ModelParallelStrategy
+
+__all__ = [
+    # Plugins
+    "S3LightningCheckpoint",
+    "S3AsyncCheckpoint",
+    # Sharded strategies of the Trainer; those of Fabric are in s3torch_lightning.fabric
+    "S3FSDPStrategy",
+    "S3ModelParallelStrategy",
+    # s3:// for fsspec
+    "S3FileSystem",
+    "register_filesystem",
+    # Settings
+    "S3ClientConfig",
+    # Version
+    "__version__",
+]
+
+_MODULES = {
+    "S3LightningCheckpoint": "s3torch_lightning._checkpoint_io",
+    "S3AsyncCheckpoint": "s3torch_lightning._async_io",
+    "S3FSDPStrategy": "s3torch_lightning._strategies",
+    "S3ModelParallelStrategy": "s3torch_lightning._strategies",
+    "S3FileSystem": "s3torch_lightning._filesystem",
+    "register_filesystem": "s3torch_lightning._registration",
+    "S3ClientConfig": "s3core",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

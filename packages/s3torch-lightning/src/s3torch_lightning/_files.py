@@ -1,0 +1,83 @@
+"""The files that the filesystem opens for writing: each becomes an object at a clean close, and in no other way."""
+
+from __future__ import annotations
+
+import io
+from types import TracebackType
+from typing import Any
+
+from s3torch_datasets import S3Writer
+
+
+class DeferredWriter(S3Writer):
+    """A file of a transaction: `close` only ends the writing, `commit` makes the object visible.
+
+    Args:
+        stream: The upload, from `S3Client.put_object`.
+    """
+
+    def close(self) -> None:
+        """End the writing."""
+
+    def commit(self) -> None:
+        """Make the object visible."""
+        super().close()
+
+    def discard(self) -> None:
+        """Give the object up."""
+        self.abort()
+
+
+class FirstErrorFile:
+    """The file that `torch.save` writes to: it keeps the first error, which torch hides behind one of its archive.
+
+    Args:
+        writer: Where the bytes go.
+    """
+
+    def __init__(self, writer: S3Writer) -> None:
+        self._writer = writer
+        self.error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        """Hand bytes on; they have been copied when it returns."""
+        if self.error is not None:
+            raise self.error
+        try:
+            return self._writer.write(data)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: parts are sent as they fill."""
+
+
+class TextWriter(io.TextIOWrapper):
+    """A text file over a writer which, unlike its base class, gives the object up after an exception or when dropped.
+
+    Args:
+        writer: The binary file.
+        **options: `encoding`, `errors` and `newline`, as for `io.TextIOWrapper`.
+    """
+
+    def __init__(self, writer: S3Writer, **options: Any) -> None:
+        super().__init__(writer, **options)
+        self._writer = writer
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._writer.abort()
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Write what is buffered and complete the object; nothing after the object was given up."""
+        if not self._writer.closed:
+            super().close()
+
+    def __del__(self) -> None:
+        # io.IOBase would call close() here, which completes the object.
+        self._writer.abort()

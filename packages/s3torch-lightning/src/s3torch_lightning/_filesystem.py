@@ -1,0 +1,362 @@
+"""`S3FileSystem`: the part of fsspec's `s3://` that Lightning uses, over `s3core`."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, ClassVar
+
+from fsspec import AbstractFileSystem
+
+from s3core import GetObjectStream, NoSuchBucketError, NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
+from s3torch_datasets import S3ReaderConstructor, S3Writer
+
+from ._files import DeferredWriter, TextWriter
+from ._settings import S3Settings, current_settings
+from ._uploads import pending_state
+
+# Folders that this process has "made": S3 has none, and Lightning looks for a folder right after making it.
+_made_folders: set[tuple[str, str]] = set()
+
+
+class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no type information
+    """Files on S3 for whatever asks fsspec for `s3://`, where s3fs is not installed.
+
+    Without arguments it uses the settings of the plugin made last. Keys are exact, nothing is cached, and a file that
+    is written appears at its clean close or not at all. A missing bucket and missing permission raise; they are not
+    taken for a missing file.
+
+    Args:
+        region: AWS region of the buckets; None for the plugin's.
+        endpoint: URL of an S3-compatible store; None for the plugin's.
+        s3client_config: Settings of the client; None for the plugin's.
+        **storage_options: Nothing else is known; refused by name.
+
+    Raises:
+        TypeError: An option is not known.
+    """
+
+    protocol = "s3"
+    # fsspec caches instances by the text of their arguments, and a config's text hides its secrets.
+    cachable = False
+    root_marker = ""
+    sep: ClassVar[str] = "/"
+
+    def __init__(
+        self,
+        region: str | None = None,
+        endpoint: str | None = None,
+        s3client_config: S3ClientConfig | None = None,
+        **storage_options: Any,
+    ) -> None:
+        unknown = sorted(set(storage_options) - {"use_listings_cache", "skip_instance_cache", "asynchronous", "loop"})
+        if unknown:
+            raise TypeError(
+                f"s3:// by s3torch-lightning does not know the option {unknown[0]!r}; it takes region, endpoint and "
+                "s3client_config, and s3fs takes others"
+            )
+        super().__init__(**storage_options)
+        own = S3Settings(region, endpoint, s3client_config)
+        self._own_settings = None if own == S3Settings() else own
+
+    @property
+    def settings(self) -> S3Settings:
+        """How this filesystem reaches S3 now."""
+        return self._own_settings or current_settings()
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(each) for each in path]
+        return os.fspath(path).removeprefix("s3://")
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        """List a folder, or the one file of that name.
+
+        Args:
+            path: `s3://bucket/folder`.
+            detail: Return a dict for each entry instead of its name.
+            **kwargs: Not used.
+
+        Raises:
+            FileNotFoundError: There is no such folder or file.
+        """
+        bucket, folder = self._folder(path)
+        entries: dict[str, dict[str, Any]] = {}
+        for page in self._client.list_objects(bucket, folder, "/"):
+            for prefix in page.common_prefixes:
+                entries[prefix] = _folder_entry(bucket, prefix.removesuffix("/"))
+            for info in page.object_info:
+                if info.key != folder:  # the object of length 0 that some tools leave to mark a folder
+                    entries[info.key] = _file_entry(bucket, info.key, info.size, info.last_modified, info.etag)
+        if not entries and not self._is_made(bucket, folder):
+            entry = self.info(path)
+            if entry["type"] == "file":
+                entries[entry["name"]] = entry
+        found = sorted(entries.values(), key=lambda entry: str(entry["name"]))
+        return found if detail else [entry["name"] for entry in found]
+
+    def find(
+        self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **kwargs: Any
+    ) -> Any:
+        """List all files below a folder by one flat listing.
+
+        Args:
+            path: `s3://bucket/folder`.
+            maxdepth: How many levels to descend; None for all.
+            withdirs: Name the folders too.
+            detail: Return a dict of dicts instead of names.
+            **kwargs: Not used.
+        """
+        if maxdepth is not None or withdirs:
+            return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail, **kwargs)
+        bucket, folder = self._folder(path)
+        found = {
+            f"{bucket}/{info.key}": _file_entry(bucket, info.key, info.size, info.last_modified, info.etag)
+            for page in self._client.list_objects(bucket, folder)
+            for info in page.object_info
+        }
+        if not found and folder and self.isfile(path):
+            entry = self.info(path)
+            found = {entry["name"]: entry}
+        return found if detail else sorted(found)
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What is at a path: a file, or a folder when some key lies below it.
+
+        Args:
+            path: `s3://bucket/key`.
+            **kwargs: Not used.
+
+        Raises:
+            FileNotFoundError: Neither.
+        """
+        bucket, key = self._split(path)
+        if key and not key.endswith("/"):
+            try:
+                found = self._client.head_object(bucket, key)
+            except NoSuchKeyError:
+                pass
+            else:
+                return _file_entry(bucket, key, found.size, found.last_modified, found.etag)
+        _, folder = self._folder(path)
+        page = next(self._client.list_objects(bucket, folder, max_keys=1), None)
+        if (page is not None and page.keys) or self._is_made(bucket, folder) or not key:
+            return _folder_entry(bucket, key.removesuffix("/"))
+        raise NoSuchKeyError(f"there is neither an object nor a folder at s3://{bucket}/{key}")
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """Whether there is a file or folder, counting a checkpoint whose upload is still under way.
+
+        Args:
+            path: `s3://bucket/key`.
+            **kwargs: Not used.
+
+        Raises:
+            S3Exception: It cannot be told: no such bucket, no permission, no answer.
+        """
+        bucket, key = self._split(path)
+        pending = pending_state(f"s3://{bucket}/{key}")
+        return self._entry(path) is not None if pending is None else pending
+
+    def isdir(self, path: str) -> bool:
+        """Whether some key lies below a path, or this process has made it as a folder.
+
+        Args:
+            path: `s3://bucket/folder`.
+        """
+        entry = self._entry(path)
+        return entry is not None and entry["type"] == "directory"
+
+    def isfile(self, path: str) -> bool:
+        """Whether a path is an object.
+
+        Args:
+            path: `s3://bucket/key`.
+        """
+        entry = self._entry(path)
+        return entry is not None and entry["type"] == "file"
+
+    def modified(self, path: str) -> datetime:
+        """When an object was written; for a folder, when the last of its objects was.
+
+        Args:
+            path: `s3://bucket/key`.
+        """
+        entry = self.info(path)
+        if entry["type"] == "file":
+            return entry["LastModified"] or datetime.fromtimestamp(0, UTC)
+        times = [below["LastModified"] for below in self.find(path, detail=True).values() if below["LastModified"]]
+        return max(times, default=datetime.fromtimestamp(0, UTC))
+
+    def created(self, path: str) -> datetime:
+        """When an object was written: S3 knows no other time.
+
+        Args:
+            path: `s3://bucket/key`.
+        """
+        return self.modified(path)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Remember a folder for this process; nothing is written, for S3 has no folders.
+
+        Args:
+            path: `s3://bucket/folder`.
+            exist_ok: Do not mind when it is there.
+
+        Raises:
+            FileExistsError: It is there, and `exist_ok` is False.
+        """
+        if not exist_ok and self.exists(path):
+            raise FileExistsError(f"{path} exists")
+        _made_folders.add(self._folder(path))
+
+    def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
+        """Remember a folder for this process, as `makedirs` does.
+
+        Args:
+            path: `s3://bucket/folder`.
+            create_parents: Not used.
+            **kwargs: Not used.
+        """
+        self.makedirs(path, exist_ok=True)
+
+    def rmdir(self, path: str) -> None:
+        """Forget a folder that this process has made.
+
+        Args:
+            path: `s3://bucket/folder`.
+        """
+        _made_folders.discard(self._folder(path))
+
+    def rm_file(self, path: str) -> None:
+        """Delete one object.
+
+        Args:
+            path: `s3://bucket/key`.
+        """
+        self._client.delete_object(*self._split(path))
+
+    def rm(self, path: str | list[str], recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Delete files and, where asked for, whole folders.
+
+        Args:
+            path: `s3://bucket/key`, or several.
+            recursive: Delete all keys below the path too.
+            maxdepth: Not supported.
+
+        Raises:
+            ValueError: It is a whole bucket, or `maxdepth` is given.
+            FileNotFoundError: There is nothing at the path.
+        """
+        if maxdepth is not None:
+            raise ValueError("s3:// by s3torch-lightning deletes a folder as a whole; leave maxdepth out")
+        for each in [path] if isinstance(path, str | os.PathLike) else path:
+            bucket, key = self._split(each)
+            if not key.strip("/"):
+                raise ValueError(f"{each!r} is a whole bucket, which is not deleted; name a key in it")
+            entry = self.info(each)
+            if entry["type"] == "file":
+                self._client.delete_object(bucket, key)
+            elif not recursive:
+                raise IsADirectoryError(f"s3://{bucket}/{key} is a folder; pass recursive=True to delete all of it")
+            if recursive:
+                for page in self._client.list_objects(bucket, self._folder(each)[1]):
+                    self._client.delete_objects(bucket, page.keys)
+                self.rmdir(each)
+
+    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
+        """Copy an object within the store.
+
+        Args:
+            path1: What to copy.
+            path2: Where to.
+            **kwargs: Not used.
+        """
+        self._client.copy_object(*self._split(path1), *self._split(path2))
+
+    def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
+        """Write an object at once.
+
+        Args:
+            path: `s3://bucket/key`.
+            value: Its bytes.
+            mode: `"overwrite"`, or `"create"` to refuse what is there.
+            **kwargs: Not used.
+        """
+        if mode == "create" and self.exists(path):
+            raise FileExistsError(f"{path} exists")
+        with self._client.put_object(*self._split(path), size_hint=memoryview(value).nbytes or None) as stream:
+            stream.write(value)
+
+    def open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
+        """Open an object; a text file that is written keeps the promise of a binary one.
+
+        Args:
+            path: `s3://bucket/key`.
+            mode: Reading, writing or appending (which rewrites the object), text or binary.
+            *args: As for any filesystem of fsspec.
+            **kwargs: As for any filesystem of fsspec.
+        """
+        if "b" in mode or mode.startswith("r"):
+            return super().open(path, mode, *args, **kwargs)
+        text = {name: kwargs.pop(name) for name in ("encoding", "errors", "newline") if name in kwargs}
+        return TextWriter(super().open(path, mode.replace("t", "") + "b", *args, **kwargs), **text)
+
+    def _open(self, path: str, mode: str = "rb", autocommit: bool = True, **kwargs: Any) -> Any:
+        bucket, key = self._split(path)
+        if mode == "rb":
+            return S3ReaderConstructor.default()(
+                bucket,
+                key,
+                partial(self._client.head_object, bucket, key),
+                partial(self._range, bucket, key),
+            )
+        if mode == "xb" and self.exists(path):
+            raise FileExistsError(f"s3://{bucket}/{key} exists")
+        if mode not in {"wb", "xb", "ab"}:
+            raise ValueError(f"s3:// opens with mode 'rb', 'wb', 'xb' or 'ab', got {mode!r} for s3://{bucket}/{key}")
+        stream = self._client.put_object(bucket, key)
+        writer = S3Writer(stream) if autocommit else DeferredWriter(stream)
+        if mode == "ab":
+            try:
+                before = self._client.get_object(bucket, key).read_all()
+            except NoSuchKeyError:
+                before = b""
+            writer.write(before)
+        return writer
+
+    def _range(self, bucket: str, key: str, start: int | None = None, end: int | None = None) -> GetObjectStream:
+        return self._client.get_object(bucket, key, start=start, end=end)
+
+    @property
+    def _client(self) -> S3Client:
+        return self.settings.client
+
+    def _entry(self, path: str) -> dict[str, Any] | None:
+        try:
+            return self.info(path)
+        except NoSuchBucketError:  # also a FileNotFoundError; to go on would fail hours later, at the first save
+            raise
+        except FileNotFoundError:
+            return None
+
+    def _split(self, path: str) -> tuple[str, str]:
+        return parse_s3_uri("s3://" + self._strip_protocol(path))
+
+    def _folder(self, path: str) -> tuple[str, str]:
+        bucket, key = self._split(path)
+        return bucket, key if not key or key.endswith("/") else key + "/"
+
+    def _is_made(self, bucket: str, folder: str) -> bool:
+        return any(made == bucket and below.startswith(folder) for made, below in _made_folders)
+
+
+def _file_entry(bucket: str, key: str, size: int, modified: datetime | None, etag: str | None) -> dict[str, Any]:
+    return {"name": f"{bucket}/{key}", "size": size, "type": "file", "LastModified": modified, "ETag": etag}
+
+
+def _folder_entry(bucket: str, key: str) -> dict[str, Any]:
+    name = f"{bucket}/{key}" if key else bucket
+    return {"name": name, "size": 0, "type": "directory", "LastModified": None, "ETag": None}

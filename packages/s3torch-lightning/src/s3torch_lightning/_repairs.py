@@ -1,0 +1,78 @@
+"""Two places where Lightning itself loses an S3 path, mended while a plugin of this package is in use.
+
+Both are methods without a seam, so that they are wrapped where they are; a path on a local disk goes through unchanged.
+
+1. `ModelCheckpoint` looks for `last` through `os.path.normpath`, which makes `s3:/bucket/key` of `s3://bucket/key`, and
+   through the filesystem of the `dirpath` it was given, which is the local one when it was given none. Without this
+   `ckpt_path="last"` finds nothing on S3, and the Trainer starts again from nothing.
+2. The stock sharded strategies bypass the plugin and wrap the path in `Path`: they write to a local folder named `s3:`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from ._library import Library
+from ._paths import meant_uri
+
+_MARK = "_s3torch_lightning"
+_SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
+
+
+def repair(library: Library) -> None:
+    """Wrap the methods of one Lightning; once is enough, and more do no harm.
+
+    Args:
+        library: A Lightning that is imported.
+    """
+    _wrap(library.trainer_module("callbacks").ModelCheckpoint, "_find_last_checkpoints", _finding_last_on_s3)
+    for strategies in (library.trainer_module("strategies"), library.fabric_module("strategies")):
+        for name in _SHARDED:
+            strategy = getattr(strategies, name, None)
+            if strategy is not None:
+                for method in ("save_checkpoint", "load_checkpoint"):
+                    _wrap(strategy, method, functools.partial(_refusing_s3, name))
+
+
+def _wrap(cls: type, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    original = cls.__dict__.get(name)
+    if original is None or hasattr(original, _MARK):
+        return
+    wrapped = functools.wraps(original)(wrapper(original))
+    setattr(wrapped, _MARK, True)
+    setattr(cls, name, wrapped)
+
+
+def _finding_last_on_s3(original: Callable[..., set[str]]) -> Callable[..., set[str]]:
+    def _find_last_checkpoints(self: Any, trainer: Any) -> set[str]:
+        folder = str(self._ModelCheckpoint__resolve_ckpt_dir(trainer))
+        if meant_uri(folder) is None:
+            return original(self, trainer)
+        filesystem, _ = url_to_fs(folder)
+        if not filesystem.exists(folder):
+            return set()
+        names = [os.path.basename(name.rstrip("/")) for name in filesystem.ls(folder, detail=False)]
+        is_last = [n.startswith(self.CHECKPOINT_NAME_LAST) and n.endswith(self.FILE_EXTENSION) for n in names]
+        return {f"{folder.rstrip('/')}/{name}" for name, found in zip(names, is_last, strict=True) if found}
+
+    return _find_last_checkpoints
+
+
+def _refusing_s3(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    # Trainer: save_checkpoint(checkpoint, filepath), load_checkpoint(checkpoint_path); Fabric: (path, …) for both.
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for value in (*args[:2], *(kwargs.get(each) for each in ("path", "filepath", "checkpoint_path"))):
+            uri = meant_uri(value)
+            if uri is not None:
+                raise TypeError(
+                    f"{name} cannot use {uri}: it takes every path for one on the local disk. Use S3{name} from "
+                    "s3torch_lightning (s3torch_lightning.fabric for Fabric), which takes the same arguments"
+                )
+        return original(self, *args, **kwargs)
+
+    return checked

@@ -1,0 +1,129 @@
+"""A sharded checkpoint at a URI: the shards and Lightning's own part of it, committed together by one PUT."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint.state_dict_loader as dcp_loading
+import torch.distributed.checkpoint.state_dict_saver as dcp_saving
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+from s3core import parse_s3_uri
+from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
+
+from ._settings import S3Settings
+
+METADATA_NAME = ".metadata"
+# Lightning keeps what is no shard (loops, callbacks, the user's own) in a file beside the shards, which a crash between
+# the two would leave to another save. Here it is an item of the checkpoint, and the file is a copy for stock readers.
+META_ITEM = "lightning_meta"
+META_NAME = "meta.pt"
+
+
+class ShardedCheckpoint:
+    """One sharded checkpoint; all ranks call its methods together.
+
+    Args:
+        settings: How to reach S3.
+        uri: `s3://bucket/folder`.
+        progress: Show a progress bar on rank 0 when a transfer takes longer than a second.
+    """
+
+    def __init__(self, settings: S3Settings, uri: str, *, progress: bool = True) -> None:
+        self.uri = uri.rstrip("/")
+        self._settings = settings
+        self._progress = progress
+
+    def exists(self) -> bool:
+        """Whether a sharded checkpoint was committed here; for one rank to ask."""
+        return self._settings.checkpoint.exists(f"{self.uri}/{METADATA_NAME}")
+
+    def require(self) -> None:
+        """Say what is wrong when there is none; for one rank to ask.
+
+        Raises:
+            NoCheckpointError: There is nothing at this URI.
+            IncompleteCheckpointError: There are objects of a checkpoint that was never committed.
+        """
+        self.reader().read_metadata()
+
+    def save(self, state: dict[str, Any], meta: Mapping[str, Any], *, is_rank_zero: bool) -> None:
+        """Write and commit; the checkpoint that was here stays until then.
+
+        Args:
+            state: What is sharded: models and optimizers.
+            meta: What is not; that of rank 0 is saved.
+            is_rank_zero: Whether this is rank 0.
+
+        Raises:
+            Exception: Some rank could not write; nothing was committed.
+        """
+        state = dict(state)
+        if is_rank_zero:
+            buffer = io.BytesIO()
+            torch.save(dict(meta), buffer)
+            state[META_ITEM] = buffer.getvalue()
+        writer = S3StorageWriter(
+            self._settings.region,
+            self.uri,
+            endpoint=self._settings.endpoint,
+            s3client_config=self._settings.s3client_config,
+            progress=self._progress,
+        )
+        dcp_saving.save(state, storage_writer=writer)
+
+    def tidy(self, meta: Mapping[str, Any]) -> None:
+        """After a save, on one rank: write the copy for stock readers, and remove an object of the same name.
+
+        Args:
+            meta: What `save` was given.
+        """
+        self._settings.checkpoint.save(dict(meta), f"{self.uri}/{META_NAME}", progress=False)
+        self._settings.client.delete_object(*parse_s3_uri(self.uri))
+
+    def load(self, state: dict[str, Any], *, strict: bool = True) -> None:
+        """Read shards into place.
+
+        Args:
+            state: What is wanted; its tensors are filled.
+            strict: Refuse a checkpoint that lacks some of it.
+
+        Raises:
+            RuntimeError: The checkpoint lacks an item.
+        """
+        planner = None if strict else DefaultLoadPlanner(allow_partial_load=True)
+        dcp_loading.load(state, storage_reader=self.reader(), planner=planner)
+
+    def load_meta(self, *, weights_only: bool | None) -> dict[str, Any]:
+        """Read what is not sharded.
+
+        Args:
+            weights_only: As for `torch.load`.
+        """
+        reader = self.reader()
+        if META_ITEM in reader.read_metadata().state_dict_metadata:
+            state: dict[str, Any] = {META_ITEM: b""}
+            dcp_loading.load(state, storage_reader=reader)
+            data = io.BytesIO(state[META_ITEM])
+            meta: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=weights_only)
+            return meta
+        meta = self._settings.checkpoint.load(
+            f"{self.uri}/{META_NAME}",
+            map_location="cpu",
+            weights_only=weights_only,  # type: ignore[arg-type]  # None is torch's own default
+            progress=False,
+        )
+        return meta
+
+    def reader(self) -> S3StorageReader:
+        """A reader of this checkpoint, for torch's own loading functions too."""
+        return S3StorageReader(
+            self._settings.region,
+            self.uri,
+            endpoint=self._settings.endpoint,
+            s3client_config=self._settings.s3client_config,
+            progress=self._progress,
+        )

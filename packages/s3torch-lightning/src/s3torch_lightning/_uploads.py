@@ -1,0 +1,179 @@
+"""The queue behind `S3AsyncCheckpoint`: saves and removals in their order, by one thread, bounded in number."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1  # Python delivers Ctrl-C between such waits.
+
+
+@dataclass(eq=False)
+class _Task:
+    """One save, or one removal with the saves that must have succeeded before it."""
+
+    uri: str
+    action: Callable[[], None] | None
+    is_save: bool
+    after: tuple[_Task, ...] = ()
+    is_done: bool = False
+    error: BaseException | None = field(default=None, repr=False)
+
+
+class UploadQueue:
+    """Runs saves and removals one after the other in the background.
+
+    One upload at a time uses the whole network already, and their order is what keeps a checkpoint that is written
+    again and again (`last.ckpt`) from ending as an older one.
+
+    The thread lives only while there is work. It is no daemon: at the end of the program Python waits for it, so that
+    what was saved last arrives. A process that inherited the queue by fork does nothing with it.
+
+    Args:
+        max_in_flight: How many saves may wait or run; one more waits in `save`.
+    """
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.pid = os.getpid()
+        self._max_in_flight = max_in_flight
+        self._changed = threading.Condition()
+        self._waiting: deque[_Task] = deque()
+        self._running: _Task | None = None
+        self._is_alive = False
+        self._preparing = 0
+        # Saves that have not succeeded: in the queue, under way, or failed without their error having been raised.
+        self._unproven: list[_Task] = []
+        _queues.add(self)
+
+    def save(self, uri: str, prepare: Callable[[], Callable[[], None]]) -> None:
+        """Queue a save; wait while too many are in flight.
+
+        Args:
+            uri: What it writes.
+            prepare: Takes the snapshot, once there is room for it, and returns what writes it.
+
+        Raises:
+            BaseException: What an earlier save or removal raised; this save is not queued then.
+        """
+        with self._changed:
+            self._wait(lambda: self._in_flight() < self._max_in_flight or self._has_failed())
+            self._raise_failure()
+            self._preparing += 1
+        try:
+            task = _Task(uri, prepare(), is_save=True)
+        except BaseException:
+            with self._changed:
+                self._preparing -= 1
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            self._preparing -= 1
+            self._unproven.append(task)
+            self._start(task)
+
+    def remove(self, uri: str, action: Callable[[], None]) -> None:
+        """Queue a removal behind the saves before it; it is dropped if one of them fails.
+
+        Args:
+            uri: What it removes.
+            action: Removes it.
+        """
+        with self._changed:
+            saves = tuple(task for task in self._unproven if task.is_save)
+            self._start(_Task(uri, action, is_save=False, after=saves))
+
+    def drain(self) -> None:
+        """Wait until nothing is queued or under way.
+
+        Raises:
+            BaseException: What a save or removal raised.
+        """
+        with self._changed:
+            self._wait(lambda: not self._is_alive)
+            self._raise_failure()
+
+    def pending(self, uri: str) -> bool | None:
+        """What will be at a URI once the queue has run: True or False, or None when the queue does not touch it."""
+        with self._changed:
+            tasks = [*([self._running] if self._running else []), *self._waiting]
+            return next((task.is_save for task in reversed(tasks) if task.uri == uri), None)
+
+    def _in_flight(self) -> int:
+        running = self._running is not None and self._running.is_save
+        return self._preparing + running + sum(task.is_save for task in self._waiting)
+
+    def _has_failed(self) -> bool:
+        return any(task.error is not None for task in self._unproven)
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        while not until():
+            self._changed.wait(_POLL_SECONDS)
+
+    def _raise_failure(self) -> None:
+        failed = [task for task in self._unproven if task.error is not None]
+        if not failed:
+            return
+        self._unproven = [task for task in self._unproven if task.error is None]
+        error = failed[0].error
+        assert error is not None
+        for other in failed[1:]:
+            error.add_note(f"also failed in the background: {type(other.error).__name__}: {other.error}")
+        raise error
+
+    def _start(self, task: _Task) -> None:
+        self._waiting.append(task)
+        if not self._is_alive:
+            self._is_alive = True
+            threading.Thread(target=self._work, name="s3torch-lightning-uploads", daemon=False).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._running = task = self._waiting.popleft() if self._waiting else None
+                self._is_alive = task is not None
+                self._changed.notify_all()
+            if task is None:
+                return
+            self._run(task)
+            with self._changed:
+                task.is_done = True
+                task.action, task.after = None, ()  # lets go of the snapshot
+                if task.error is None and task.is_save:
+                    self._unproven.remove(task)
+                self._running = None
+                self._changed.notify_all()
+
+    def _run(self, task: _Task) -> None:
+        if any(save.error is not None or not save.is_done for save in task.after):
+            logger.error("%s is kept, because a save queued before its removal failed", task.uri)
+            return
+        assert task.action is not None
+        try:
+            task.action()
+        except BaseException as error:
+            what = "saved to" if task.is_save else "removed from"
+            logger.error("a checkpoint could not be %s %s in the background: %s", what, task.uri, error)
+            task.error = error
+            if not task.is_save:
+                with self._changed:
+                    self._unproven.append(task)
+
+
+_queues: weakref.WeakSet[UploadQueue] = weakref.WeakSet()
+
+
+def pending_state(uri: str) -> bool | None:
+    """Whether an upload in the background will leave something at a URI; None when none touches it.
+
+    Args:
+        uri: `s3://bucket/key`.
+    """
+    states = [queue.pending(uri) for queue in list(_queues) if queue.pid == os.getpid()]
+    return next((state for state in states if state is not None), None)
