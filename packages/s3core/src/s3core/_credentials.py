@@ -10,6 +10,7 @@ from typing import Any
 
 from ._config import S3ClientConfig, fits_signature
 from ._exceptions import CredentialsError, S3Exception
+from ._loading import load
 from ._process import remember_credentials
 from ._settings import Settings, open_session
 
@@ -133,6 +134,7 @@ def _call(config: S3ClientConfig) -> Credentials:
 
 
 def _chain(settings: Settings) -> Callable[[], Credentials]:
+    load("botocore.exceptions")
     import botocore.exceptions
 
     failures = (botocore.exceptions.BotoCoreError, OSError, ValueError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -154,13 +154,18 @@ def head(runtime: Runtime, target: Target) -> ObjectInfo:
     Raises:
         S3Exception: There is no such object, or the request failed.
     """
+    return head_with_headers(runtime, target)[0]
+
+
+def head_with_headers(runtime: Runtime, target: Target) -> tuple[ObjectInfo, Mapping[str, str]]:
+    """As `head`, with all headers of the answer."""
     query = {"versionId": target.version_id} if target.version_id else {}
     headers = customer_key_headers(runtime.config)
     response = runtime.rest.send(Request("HEAD", target.bucket, target.key, query=query, headers=headers))
     size = response.headers.get("Content-Length")
     if size is None:
         raise S3Exception(f"HEAD of {target.uri} failed: the store did not tell the object's size")
-    return _info_of_headers(target, response.headers, int(size))
+    return _info_of_headers(target, response.headers, int(size)), response.headers
 
 
 def _read(answer: Answer, target: Target, slot: Slot | None, wanted: Callable[[], bool]) -> Any:

@@ -30,6 +30,7 @@ from ._errors import (
     timeout_error,
 )
 from ._exceptions import S3ConnectionError, S3Exception
+from ._loading import load
 from ._settings import proxy_for
 from ._uri import uri_of
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("s3core")
 
+# With what sockets and headers import by themselves when they are first used.
+_LIBRARIES = ("urllib3", "urllib3.exceptions", "encodings.idna", "email.utils")
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
 _REGION_HEADER = "x-amz-bucket-region"
@@ -129,6 +132,7 @@ class RestClient:
             Refused: The store answered with an error, for good.
             S3Exception: No answer came.
         """
+        load(*_LIBRARIES)
         import urllib3.exceptions as http
 
         attempts = self._runtime.config.max_attempts
@@ -195,6 +199,7 @@ class RestClient:
             S3Exception: AWS cannot be reached, or names no region.
         """
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html: the header comes without permission too.
+        load(*_LIBRARIES)
         import urllib3.exceptions as http
 
         url = f"https://s3.us-east-1.amazonaws.com/{quote(bucket)}"
@@ -323,6 +328,7 @@ def back_off(attempt: int, stop: threading.Event | None = None) -> None:
 
 def _sign(method: str, url: str, headers: dict[str, str], keys: Credentials, region: str) -> dict[str, str]:
     """Add the headers of Signature Version 4; the payload is covered by its checksum, not by the signature."""
+    load("botocore.auth", "botocore.awsrequest", "botocore.credentials")
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials as BotocoreCredentials

@@ -130,6 +130,11 @@ class Runtime:
             "request_payer": config.requester_pays,
             "s3_express": False,
             "imdsv1_fallback": False,
+            # Writes' business, which is not this store's; set because the environment's would be taken, or refused.
+            "checksum_algorithm": "SHA256",
+            "conditional_put": "etag",
+            "copy_if_not_exists": "multipart",
+            "aws_server_side_encryption": "AES256",
             "client_options": client,
             "retry_config": {
                 "max_retries": config.max_attempts - 1,
