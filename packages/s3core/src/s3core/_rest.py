@@ -219,7 +219,9 @@ class RestClient:
 
     def _correct(self, request: Request, failure: Failure, keys: Credentials | None) -> bool:
         """Mend what made the store refuse, where that can be: say whether to send again at once."""
-        if failure.code in EXPIRED_CODES and keys is not None:
+        # The answer to a HEAD has no body: of an expired token only the status tells.
+        is_expired = failure.code in EXPIRED_CODES or (failure.status == 400 and request.method == "HEAD")
+        if is_expired and keys is not None and not failure.region:
             return self._runtime.credentials.renew(keys)
         wrong_region = failure.code in WRONG_REGION_CODES or failure.status in (301, 307)
         if failure.region and (wrong_region or (failure.status == 400 and request.method == "HEAD")):
@@ -251,7 +253,7 @@ class RestClient:
                 decode_content=False,
             )
             if request.stream and response.status >= 300:
-                response.read()
+                response.read(cache_content=True)  # for `data`
                 response.release_conn()
             status = response.status
             return response
