@@ -192,6 +192,8 @@ def parse_native(error: BaseException) -> tuple[Failure, str, str]:
         return Failure(404), "", ""
     if type(error).__name__ == "PreconditionError":
         return Failure(412), "", ""
+    if "redirect without LOCATION" in text:
+        return Failure(301, "PermanentRedirect"), "", ""  # S3's answer where a bucket is in another region.
     kind = _KIND.search(debug)
     details = list(dict.fromkeys(first or second for first, second in _OS_ERROR.findall(debug)))
     cause = ": ".join(details) or text.rpartition(" - ")[2].partition("\n")[0][:200]
