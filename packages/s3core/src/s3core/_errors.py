@@ -171,6 +171,7 @@ def parse_failure(status: int, body: bytes | str, region: str | None = None) -> 
 
 _STATUS = re.compile(r"(?:status code|status|error): (\d{3})\b")
 _KIND = re.compile(r"\bkind: (\w+)")
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 _OS_ERROR = re.compile(r'message: "([^"]+)"|"((?:tcp|dns|tls|invalid peer)[^"]*)"')
 
 
@@ -195,6 +196,9 @@ def parse_native(error: BaseException) -> tuple[Failure, str, str]:
     if "redirect without LOCATION" in text:
         return Failure(301, "PermanentRedirect"), "", ""  # S3's answer where a bucket is in another region.
     kind = _KIND.search(debug)
+    refused = _CERTIFICATE.search(debug)
+    if refused is not None:
+        return Failure(), "Connect", f"the certificate is refused: {refused.group(1)}; see ca_bundle"
     details = list(dict.fromkeys(first or second for first, second in _OS_ERROR.findall(debug)))
     cause = ": ".join(details) or text.rpartition(" - ")[2].partition("\n")[0][:200]
     return Failure(), kind.group(1) if kind else "", cause
