@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ._address import Address
 from ._credentials import Credentials
@@ -155,7 +155,7 @@ class RestClient:
                 if response.status < 300:
                     return response
                 failure = parse_failure(response.status, response.data, response.headers.get(_REGION_HEADER))
-                if corrections and self._correct(request, failure, keys):
+                if corrections and self._correct(request, failure, keys, address):
                     corrections -= 1
                     attempt -= 1
                     continue
@@ -214,16 +214,27 @@ class RestClient:
             ) from error
         region = response.headers.get(_REGION_HEADER)
         if region is None:
-            raise error_for(Failure(response.status), "HEAD", uri_of(bucket))
+            code = "NoSuchBucket" if response.status == 404 else ""
+            raise error_for(Failure(response.status, code), "HEAD", uri_of(bucket))
         return region
 
-    def _correct(self, request: Request, failure: Failure, keys: Credentials | None) -> bool:
+    def ask_region(self, bucket: str) -> str | None:
+        """Ask the store where a bucket is, after it refused a request without saying so; None when it does not tell."""
+        try:
+            response = self.try_send(Request("HEAD", bucket))
+        except (Refused, S3Exception):
+            return None
+        return response.headers.get(_REGION_HEADER) or self._runtime.address(bucket).region
+
+    def _correct(self, request: Request, failure: Failure, keys: Credentials | None, address: Address) -> bool:
         """Mend what made the store refuse, where that can be: say whether to send again at once."""
-        if failure.code in EXPIRED_CODES and keys is not None:
+        # The answer to a HEAD has no body: of an expired token only the status tells.
+        is_expired = failure.code in EXPIRED_CODES or (failure.status == 400 and request.method == "HEAD")
+        if is_expired and keys is not None and not failure.region:
             return self._runtime.credentials.renew(keys)
         wrong_region = failure.code in WRONG_REGION_CODES or failure.status in (301, 307)
         if failure.region and (wrong_region or (failure.status == 400 and request.method == "HEAD")):
-            return self._runtime.correct_region(request.bucket, failure.region)
+            return self._runtime.correct_region(request.bucket, failure.region, address.region)
         return False
 
     def _send_once(
@@ -251,7 +262,7 @@ class RestClient:
                 decode_content=False,
             )
             if request.stream and response.status >= 300:
-                response.read()
+                response.read(cache_content=True)  # for `data`
                 response.release_conn()
             status = response.status
             return response
@@ -304,7 +315,7 @@ class RestClient:
             parts = urlsplit(proxy)
             if parts.username:
                 options["proxy_headers"] = urllib3.make_headers(
-                    proxy_basic_auth=f"{parts.username}:{parts.password or ''}"
+                    proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"
                 )
             manager = urllib3.ProxyManager(proxy, **options)
         return manager.connection_from_url(origin)
