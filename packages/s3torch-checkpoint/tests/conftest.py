@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +16,6 @@ import torch
 from s3core import S3ClientConfig
 from servers import S3Server
 from servers.counting import CountingServer
-
-WORKERS = Path(__file__).parent / "workers"
 
 
 def options_for(server: S3Server, **settings: Any) -> dict[str, Any]:
@@ -41,31 +38,6 @@ def make_options() -> Callable[..., dict[str, Any]]:
 def root(counting_server: CountingServer) -> str:
     """A URI under which nothing lies."""
     return f"s3://{counting_server.bucket}/run"
-
-
-@pytest.fixture
-def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a script of `workers/` under torchrun, pointed at a server by its environment."""
-
-    def run(
-        server: S3Server, script: str, ranks: int, *arguments: str, check: bool = True, timeout_seconds: float = 180
-    ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        environment = {**os.environ, **server.environment(), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        done = subprocess.run(
-            [*command, str(WORKERS / script), *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout_seconds,
-            check=False,
-        )
-        if check and done.returncode != 0:
-            pytest.fail(f"{script} ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}")
-        return done
-
-    return run
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def _created(destination: str, get_client: Callable[[], S3Client]) -> Iterator[I
     if destination.startswith("s3://"):
         bucket, key = parse_s3_uri(destination)
         with S3Writer(get_client().put_object(bucket, key)) as writer:
-            yield writer  # type: ignore[misc]  # a binary file, if not an IO[bytes] by name
+            yield writer
         return
     temporary = f"{destination}.{os.getpid()}.tmp"
     try:

@@ -44,6 +44,8 @@ class IterationOptions(ReadOptions, total=False):
         world_size: Number of ranks, with `enable_sharding`; None (default) for that of `torch.distributed`.
         shard_remainder: What becomes of the objects that do not divide by the number of ranks: "keep" (default) gives
             some ranks one more, "drop_last" leaves them out, "pad" repeats some, so that all ranks have as many.
+        shuffle_buffer: For `S3TarDataset` with `shuffle`: number of samples of which the next one is drawn; 1000 by
+            default, 0 to shuffle the shards only.
     """
 
     shuffle: bool
@@ -51,6 +53,7 @@ class IterationOptions(ReadOptions, total=False):
     rank: int | None
     world_size: int | None
     shard_remainder: ShardRemainder
+    shuffle_buffer: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +83,12 @@ class IterationSettings(ReadSettings):
     rank: int | None = None
     world_size: int | None = None
     shard_remainder: ShardRemainder = "keep"
+    shuffle_buffer: int | None = None
 
     def check(self, *, enable_sharding: bool) -> None:
         """Raises ValueError for options that do not fit together."""
+        if self.shuffle_buffer is not None and self.shuffle_buffer < 0:
+            raise ValueError(f"shuffle_buffer must be 0 or a positive number of samples, got {self.shuffle_buffer}")
         if (self.rank is None) != (self.world_size is None):
             raise ValueError(f"give rank and world_size together, got rank={self.rank}, world_size={self.world_size}")
         if self.rank is not None and self.world_size is not None:

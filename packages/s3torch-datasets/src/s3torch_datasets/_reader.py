@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from io import SEEK_SET
 
 from typing_extensions import Buffer
 
+from s3torch_datasets._binary_file import BinaryFile
 
-class S3Reader(ABC, io.BufferedIOBase):
+
+class S3Reader(ABC, BinaryFile):
     """A read-only binary file over one object in S3.
 
     `S3ReaderConstructor` makes the readers of this package; a subclass of one's own needs the abstract methods only.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from types import TracebackType
 from typing import Protocol, Self
 
 from typing_extensions import Buffer
+
+from s3torch_datasets._binary_file import BinaryFile
 
 
 class UploadStream(Protocol):
@@ -21,7 +22,7 @@ class UploadStream(Protocol):
     def abort(self) -> None: ...
 
 
-class S3Writer(io.BufferedIOBase):
+class S3Writer(BinaryFile):
     """Writes one object. Only `close()`, or leaving `with` without an exception, makes the object visible.
 
     An exception in the `with` block, a writer that is dropped without `close()`, the end of the interpreter and a kill
@@ -35,7 +36,7 @@ class S3Writer(io.BufferedIOBase):
 
     Example:
         >>> from s3core import S3Client
-        >>> with S3Writer(S3Client("eu-central-1").put_object("bucket", "notes.txt")) as writer:
+        >>> with S3Writer(S3Client("eu-central-1").put_object("bucket", "notes.txt")) as writer:  # doctest: +SKIP
         ...     writer.write(b"seen from S3 after this block")
     """
 

@@ -62,7 +62,7 @@ class TextWriter(io.TextIOWrapper):
     """
 
     def __init__(self, writer: S3Writer, **options: Any) -> None:
-        super().__init__(writer, **options)  # type: ignore[arg-type]  # the protocol asks for an unused name
+        super().__init__(writer, **options)
         self._writer = writer
 
     def __exit__(

@@ -1,0 +1,193 @@
+"""What goes wrong in a save or load is an error that says so, and the previous checkpoint stays whole."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import MetadataIndex
+
+from s3torch_checkpoint import CorruptCheckpointError, IncompleteCheckpointError, NoCheckpointError
+from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
+from servers.counting import CountingServer
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+Options = dict[str, Any]
+MiB = 2**20
+
+
+def state(value: float) -> dict[str, Any]:
+    return {f"layer.{index}": torch.full((6 * MiB,), value) for index in range(4)}
+
+
+def load(options: Options, uri: str) -> float:
+    target = state(0.0)
+    dcp.load(target, storage_reader=S3StorageReader(path=uri, **options))
+    values = {float(value) for tensor in target.values() for value in (tensor.min(), tensor.max())}
+    assert len(values) == 1
+    return values.pop()
+
+
+class FailingPlanner(DefaultSavePlanner):
+    """Raises for one tensor, which some side thread writes."""
+
+    def resolve_data(self, write_item: Any) -> Any:
+        if write_item.index.fqn == "layer.2":
+            raise RuntimeError(f"failed in {threading.current_thread().name}")
+        return super().resolve_data(write_item)
+
+
+def test_the_error_of_a_side_thread_reaches_the_caller_and_nothing_is_left(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    writer = S3StorageWriter(path=root, **options, thread_count=4)
+    dcp.save(state(1.0), storage_writer=writer)
+    before = sorted(counting_server.objects())
+    with pytest.raises(CheckpointException, match="failed in s3torch-checkpoint-"):
+        dcp.save(state(2.0), storage_writer=writer, planner=FailingPlanner())
+    assert sorted(counting_server.objects()) == before
+    assert counting_server.uploads() == []
+    assert load(options, root) == 1.0
+
+
+@pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
+def test_a_server_that_refuses_in_the_middle_leaves_the_previous_checkpoint(
+    options: Options, root: str, counting_server: CountingServer, operation: str
+) -> None:
+    dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options))
+    counting_server.fault(operation=operation, skip=2, status=403, code="AccessDenied")
+    with pytest.raises(CheckpointException, match="AccessDenied"):
+        dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+    assert counting_server.uploads() == []
+    assert load(options, root) == 1.0
+
+
+def test_a_refused_commit_leaves_the_previous_checkpoint(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options))
+    counting_server.fault(method="PUT", key="run/.metadata", status=403, code="AccessDenied")
+    with pytest.raises(CheckpointException, match=r"\.metadata"):
+        dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+    assert load(options, root) == 1.0
+
+
+def test_a_refused_removal_of_the_old_data_does_not_fail_the_save(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options))
+    counting_server.fault(operation="DeleteObjects", status=403, code="AccessDenied")
+    dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+    assert load(options, root) == 2.0
+
+
+def test_a_save_over_unreadable_metadata_succeeds(options: Options, root: str, counting_server: CountingServer) -> None:
+    counting_server.put("run/.metadata", b"garbage")
+    dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+    assert load(options, root) == 2.0
+
+
+class LosingWriter(S3StorageWriter):
+    """Loses one result on its way to the coordinator."""
+
+    def finish(self, metadata: Any, results: Any) -> None:
+        super().finish(metadata, [[result for result in results[0] if result.index != self.lost]])
+
+    lost = MetadataIndex("layer.1", [0])
+
+
+def test_metadata_that_lacks_a_planned_item_is_not_committed(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    with pytest.raises(CheckpointException, match=r"no rank has written 1 planned items \(layer\.1 at \(0,\)\)"):
+        dcp.save(state(1.0), storage_writer=LosingWriter(path=root, **options))
+    assert counting_server.objects() == {}
+
+
+def test_no_checkpoint_is_told_from_one_that_was_not_finished(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    reader = S3StorageReader(path=root, **options)
+    with pytest.raises(NoCheckpointError, match="no checkpoint at"):
+        reader.read_metadata()
+    counting_server.put("run/__0_0.distcp", b"data")
+    with pytest.raises(IncompleteCheckpointError, match="did not finish"):
+        reader.read_metadata()
+    with pytest.raises(CheckpointException, match="did not finish"):
+        load(options, root)
+
+
+def test_a_missing_data_object_is_named(options: Options, root: str, counting_server: CountingServer) -> None:
+    dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options))
+    key = next(key for key in counting_server.objects() if key.endswith(".distcp"))
+    counting_server.delete(key)
+    with pytest.raises(CheckpointException, match="lacks an object") as caught:
+        load(options, root)
+    assert key in str(caught.value)
+
+
+def test_a_data_object_cut_short_is_an_error(options: Options, root: str, counting_server: CountingServer) -> None:
+    dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options))
+    key = next(key for key in counting_server.objects() if key.endswith(".distcp"))
+    counting_server.put(key, counting_server.get(key)[: 5 * MiB])
+    with pytest.raises(CheckpointException, match="S3Exception"):
+        load(options, root)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x04N."])
+def test_metadata_that_is_none_is_an_error(
+    options: Options, root: str, counting_server: CountingServer, content: bytes
+) -> None:
+    counting_server.put("run/.metadata", content)
+    with pytest.raises(CorruptCheckpointError, match=r"run/\.metadata"):
+        S3StorageReader(path=root, **options).read_metadata()
+
+
+def test_a_target_of_another_shape_is_an_error(options: Options, root: str) -> None:
+    dcp.save({"a": torch.ones(10)}, storage_writer=S3StorageWriter(path=root, **options))
+    with pytest.raises(CheckpointException, match=r"Size mismatch|shape"):
+        dcp.load({"a": torch.zeros(11)}, storage_reader=S3StorageReader(path=root, **options))
+
+
+def test_connections_that_break_are_taken_up_again(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    dcp.save(state(3.0), storage_writer=S3StorageWriter(path=root, **options))
+    counting_server.fault(operation="GetObject", skip=2, times=3, cut=100_000)
+    assert load(options, root) == 3.0
+
+
+SAVE_AND_DIE = """
+import os, signal, sys, threading, warnings
+import torch, torch.distributed.checkpoint as dcp
+from s3torch_checkpoint.dcp import S3StorageWriter
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+warnings.simplefilter("ignore")
+class Planner(DefaultSavePlanner):
+    def resolve_data(self, item):
+        if item.index.fqn == "layer.3":
+            print("dying", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().resolve_data(item)
+state = {f"layer.{index}": torch.full((6 * 2**20,), 2.0) for index in range(4)}
+pid = os.fork()
+if pid == 0:
+    dcp.save(state, storage_writer=S3StorageWriter(None, sys.argv[1], thread_count=2), planner=Planner())
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_sigkill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(
+    options: Options, root: str, counting_server: CountingServer, run_python: Callable[..., str]
+) -> None:
+    dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options))
+    assert run_python(counting_server, SAVE_AND_DIE, root).split() == ["dying", "-9"]
+    assert load(options, root) == 1.0
+    dcp.save(state(3.0), storage_writer=S3StorageWriter(path=root, **options))
+    assert load(options, root) == 3.0

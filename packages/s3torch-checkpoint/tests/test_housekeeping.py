@@ -1,0 +1,124 @@
+"""Housekeeping: only what is committed counts, metadata goes first, and nothing that is named is ever deleted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from s3torch_checkpoint import CorruptCheckpointError, NoCheckpointError
+from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter, clean, keep_last, latest, list_checkpoints
+from servers.counting import CountingServer
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+Options = dict[str, Any]
+
+
+def save(options: Options, uri: str, value: float = 1.0) -> None:
+    dcp.save({"a": torch.full((10,), value)}, storage_writer=S3StorageWriter(path=uri, **options))
+
+
+def load(options: Options, uri: str) -> float:
+    state = {"a": torch.zeros(10)}
+    dcp.load(state, storage_reader=S3StorageReader(path=uri, **options))
+    return float(state["a"][0])
+
+
+@pytest.fixture
+def three(options: Options, root: str) -> list[str]:
+    uris = [f"{root}/step-{step}" for step in (9, 10, 100)]
+    for uri in uris:
+        save(options, uri)
+    return uris
+
+
+def test_checkpoints_are_listed_by_commit_and_number(options: Options, root: str, three: list[str]) -> None:
+    assert [found.uri for found in list_checkpoints(root, **options)] == three
+
+
+def test_what_was_never_committed_is_not_listed(
+    options: Options, root: str, three: list[str], counting_server: CountingServer
+) -> None:
+    counting_server.delete("run/step-100/.metadata")
+    counting_server.put("run/notes.txt", b"")
+    assert latest(root, **options) == three[1]
+
+
+def test_there_may_be_no_checkpoint_at_all(options: Options, root: str) -> None:
+    assert list_checkpoints(root, **options) == []
+    with pytest.raises(NoCheckpointError, match="run"):
+        latest(root, **options)
+
+
+def test_only_the_last_checkpoints_are_kept(
+    options: Options, root: str, three: list[str], counting_server: CountingServer
+) -> None:
+    counting_server.put("run/step-9/config.json", b"{}")
+    counting_server.clear()
+    assert keep_last(root, 1, **options) == three[:2]
+    assert [found.uri for found in list_checkpoints(root, **options)] == three[2:]
+    left = [key for key in counting_server.objects() if not key.startswith("run/step-100/")]
+    assert left == ["run/step-9/config.json"]
+    assert load(options, three[2]) == 1.0
+
+
+def test_the_metadata_is_deleted_first(
+    options: Options, root: str, three: list[str], counting_server: CountingServer
+) -> None:
+    counting_server.fault(operation="DeleteObjects", status=403, code="AccessDenied")
+    with pytest.raises(PermissionError):
+        keep_last(root, 2, **options)
+    assert "run/step-9/.metadata" not in counting_server.objects()
+
+
+def test_keeping_more_than_there_are_deletes_nothing(options: Options, root: str, three: list[str]) -> None:
+    assert keep_last(root, 3, **options) == []
+    assert len(list_checkpoints(root, **options)) == 3
+
+
+@pytest.mark.parametrize("n", [0, -1, True, 1.0])
+def test_keeping_none_is_refused(options: Options, root: str, three: list[str], n: Any) -> None:
+    with pytest.raises(ValueError, match="n is"):
+        keep_last(root, n, **options)
+    assert len(list_checkpoints(root, **options)) == 3
+
+
+def test_clean_deletes_what_no_metadata_names(
+    options: Options, root: str, three: list[str], counting_server: CountingServer
+) -> None:
+    counting_server.delete("run/step-9/.metadata")
+    counting_server.put("run/step-10/__1_0.distcp", b"left over")
+    counting_server.put("run/step-10/weights.bin", b"somebody else's")
+    deleted = clean(root, min_age_seconds=-1, **options)
+    assert len(deleted) == 2
+    assert "run/step-10/weights.bin" in counting_server.objects()
+    assert [load(options, uri) for uri in three[1:]] == [1.0, 1.0]
+    assert clean(root, min_age_seconds=-1, **options) == []
+
+
+def test_clean_leaves_a_save_in_progress_alone(options: Options, root: str, counting_server: CountingServer) -> None:
+    counting_server.put("run/step-1/__0_0.distcp", b"just written")
+    assert clean(root, **options) == []
+    assert "run/step-1/__0_0.distcp" in counting_server.objects()
+
+
+def test_clean_deletes_nothing_where_metadata_cannot_be_read(
+    options: Options, root: str, three: list[str], counting_server: CountingServer
+) -> None:
+    counting_server.put("run/step-9/.metadata", b"garbage")
+    before = list(counting_server.objects())
+    with pytest.raises(CorruptCheckpointError, match="step-9"):
+        clean(root, min_age_seconds=-1, **options)
+    assert list(counting_server.objects()) == before
+
+
+def test_objects_named_by_torchs_layout_are_kept(
+    options: Options, root: str, counting_server: CountingServer, tmp_path: Any
+) -> None:
+    dcp.save({"a": torch.ones(10)}, storage_writer=dcp.FileSystemWriter(tmp_path))
+    for path in tmp_path.iterdir():
+        counting_server.put(f"run/foreign/{path.name}", path.read_bytes())
+    assert clean(root, min_age_seconds=-1, **options) == []
+    assert load(options, f"{root}/foreign") == 1.0
