@@ -26,8 +26,8 @@ class S3ConcatDataset(ConcatDataset[T_co]):
         datasets: Map-style datasets, in order.
 
     Example:
-        >>> both = S3ConcatDataset([S3MapDataset.from_prefix("s3://bucket/2024/"), other])
-        >>> loader = torch.utils.data.DataLoader(both, batch_size=128, shuffle=True)
+        >>> both = S3ConcatDataset([S3MapDataset.from_prefix("s3://bucket/2024/"), other])  # doctest: +SKIP
+        >>> loader = torch.utils.data.DataLoader(both, batch_size=128, shuffle=True)  # doctest: +SKIP
     """
 
     def __getitems__(self, indices: Sequence[int]) -> list[T_co]:

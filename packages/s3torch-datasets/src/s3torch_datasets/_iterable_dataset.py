@@ -35,11 +35,11 @@ class S3IterableDataset(ConstructedDataset[S3Reader, T_co]):
         **options: See `IterationOptions` and `ReadOptions`.
 
     Example:
-        >>> dataset = S3IterableDataset.from_prefix(
+        >>> dataset = S3IterableDataset.from_prefix(  # doctest: +SKIP
         ...     "s3://bucket/images/", region="eu-central-1", transform=decode, enable_sharding=True, shuffle=True
         ... )
-        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=32, num_workers=4)
-        >>> for epoch in range(10):
+        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=32, num_workers=4)  # doctest: +SKIP
+        >>> for epoch in range(10):  # doctest: +SKIP
         ...     dataset.set_epoch(epoch)
         ...     for batch in loader: ...
     """

@@ -47,7 +47,7 @@ class S3TarDataset(ConstructedDataset[dict[str, Any], T_co]):
         **options: See `IterationOptions` and `ReadOptions`.
 
     Example:
-        >>> dataset = S3TarDataset.from_prefix(
+        >>> dataset = S3TarDataset.from_prefix(  # doctest: +SKIP
         ...     "s3://bucket/shards/", region="eu-central-1", transform=decode, enable_sharding=True, shuffle=True
         ... )
     """
