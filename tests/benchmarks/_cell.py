@@ -79,8 +79,9 @@ def run(specification: Specification) -> dict[str, Any]:
         "peak_rss_bytes": meter.peak_rss_bytes or peak_rss_bytes(),
         **meter.counted,
     }
-    if len(meter.intervals) > 1:
-        percentiles = statistics.quantiles(meter.intervals, n=100, method="inclusive")
+    between = meter.intervals[1:]  # the first has a number of its own
+    if len(between) > 1:
+        percentiles = statistics.quantiles(between, n=100, method="inclusive")
         record |= {"p50_seconds": percentiles[49], "p99_seconds": percentiles[98]}
     return record
 

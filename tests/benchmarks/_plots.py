@@ -36,7 +36,7 @@ def write_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
         for axis, group in zip(axes.flat, groups.values(), strict=False):
             _draw(axis, group)
         figure.suptitle(f"{setting}: rate, more is better")
-        figure.tight_layout()
+        figure.tight_layout(rect=(0, 0, 1, 0.98))
         for suffix in ("svg", "png"):
             files.append(directory / f"{setting}.{suffix}")
             figure.savefig(files[-1])

@@ -22,7 +22,7 @@ from benchmarks._summary import summarize
 from benchmarks._target import REMOTE, Target
 from benchmarks._workloads import WORKLOADS
 
-QUICK_NAMES = NAMES[:2]
+QUICK_NAMES = ("ours",)
 
 
 @click.group(invoke_without_command=True, context_settings={"show_default": True})
@@ -30,7 +30,7 @@ QUICK_NAMES = NAMES[:2]
 @click.option("--rounds", type=click.IntRange(1), help="How often each cell is measured; 5, or 1 with --quick.")
 @click.option("--setting", "settings", multiple=True, type=click.Choice(SETTINGS), help="Of the local server; all.")
 @click.option(
-    "--peer", "peers", multiple=True, type=click.Choice(NAMES), help="Only these; all, or with --quick the first two."
+    "--peer", "peers", multiple=True, type=click.Choice(NAMES), help="Only these; all, or with --quick ours."
 )
 @click.option("--workload", "patterns", multiple=True, help="Only those that match, such as 'small-*'; all.")
 @click.option("--uri", help="Measure in this bucket instead, such as s3://bucket/prefix; data is put there and stays.")
