@@ -135,7 +135,8 @@ def fetch(
         outcome = "stopped"
         raise
     finally:
-        if logger.isEnabledFor(logging.DEBUG):
+        # Requests of our own tell of themselves.
+        if logger.isEnabledFor(logging.DEBUG) and is_path(target.key):
             took = 1000 * (time.perf_counter() - began)
             logger.debug("GET %s bytes=%d-%d: %s in %.1f ms", target.uri, start, end - 1, outcome, took)
 
@@ -243,6 +244,7 @@ def _open_native(runtime: Runtime, target: Target, start: int, end: int, etag: s
     corrections = 2  # One new region, one new set of credentials.
     while True:
         keys = runtime.keys()
+        region = runtime.address(target.bucket).region
         try:
             result = runtime.process.native.get(runtime.store(target.bucket), target.key, options=options)
         except S3Exception:
@@ -253,8 +255,10 @@ def _open_native(runtime: Runtime, target: Target, start: int, end: int, etag: s
             if corrections and failure.code in EXPIRED_CODES and keys is not None:
                 corrected = runtime.credentials.renew(keys)
                 runtime.drop_store(target.bucket)
-            elif corrections and failure.code in WRONG_REGION_CODES and failure.region:
-                corrected = runtime.correct_region(target.bucket, failure.region)
+            elif corrections and failure.code in WRONG_REGION_CODES:
+                # Where the region is told in a header only, which obstore does not show, a HEAD sees it.
+                told = failure.region or runtime.rest.ask_region(target.bucket)
+                corrected = told is not None and runtime.correct_region(target.bucket, told, region)
             if not corrected:
                 raise Refused(failure, Request("GET", target.bucket, target.key)) from None
             corrections -= 1
