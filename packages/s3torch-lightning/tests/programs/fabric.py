@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
-library, uri, strategy_name = sys.argv[1:]
+library, uri, strategy_name, *ways = sys.argv[1:]
 Fabric = importlib.import_module(library).Fabric
 
 import s3torch_lightning.fabric as strategies  # noqa: E402 (after the Lightning that it is to be made for)
@@ -72,7 +72,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def main() -> None:
-    for how in ("sharded", "full"):
+    for how in ways:
         fabric, model, optimizer = make(how)
         step(fabric, model, optimizer)
         state = {"model": model, "optimizer": optimizer, "epoch": 3, "seen": [1, 2]}
