@@ -83,10 +83,10 @@ def _start(weed: str, tls: bool, domain: str | None) -> S3Server:
         command += [f"-s3.domainName={domain}"]
     endpoint, ca_bundle = f"http://127.0.0.1:{s3}", None
     if tls:
-        certificate, key = write_certificate(directory)
+        certificate, key, authority = write_certificate(directory)
         (https,) = free_ports(1)
         command += [f"-s3.port.https={https}", f"-s3.cert.file={certificate}", f"-s3.key.file={key}"]
-        endpoint, ca_bundle = f"https://127.0.0.1:{https}", str(certificate)
+        endpoint, ca_bundle = f"https://127.0.0.1:{https}", str(authority)
     process = SupervisedProcess(
         command,
         directory,

@@ -7,39 +7,47 @@ import ipaddress
 from pathlib import Path
 
 
-def write_certificate(directory: Path) -> tuple[Path, Path]:
-    """Write a self-signed certificate and its key.
+def write_certificate(directory: Path) -> tuple[Path, Path, Path]:
+    """Write a certificate, its key, and the authority that vouches for it.
+
+    Two certificates and not one that is both: some TLS libraries refuse an authority as a server (RFC 5280, 4.2.1.9).
 
     Returns:
-        The certificate's file, which is also the CA bundle to trust, and the key's, both PEM.
+        The certificate's file, the key's, and the CA bundle to trust, all PEM.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "local S3 test server")])
-    now = datetime.datetime.now(datetime.UTC)
+    def make(name: str, is_authority: bool, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "local S3 test authority")]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=30))
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        )
+
     hosts = [
         x509.DNSName("localhost"),
         x509.DNSName("*.localhost"),
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
     ]
+    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority = make("local S3 test authority", True, authority_key).sign(authority_key, hashes.SHA256())
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
+        make("local S3 test server", False, key)
         .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+        .sign(authority_key, hashes.SHA256())
     )
-    certificate_file, key_file = directory / "certificate.pem", directory / "key.pem"
+    certificate_file, key_file, bundle = (directory / name for name in ("certificate.pem", "key.pem", "ca.pem"))
     certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    bundle.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
     key_file.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    return certificate_file, key_file
+    return certificate_file, key_file, bundle

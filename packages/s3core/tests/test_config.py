@@ -161,7 +161,7 @@ def test_credentials_that_cannot_be_hashed_are_refused_when_the_config_is_made()
         S3ClientConfig(credentials=Unhashable())
 
 
-@pytest.mark.parametrize(("gbps", "requests"), [(0.1, 16), (10.0, 64), (25.0, 160), (1000.0, 256)])
+@pytest.mark.parametrize(("gbps", "requests"), [(0.1, 16), (10.0, 128), (15.0, 192), (1000.0, 256)])
 def test_the_throughput_target_sets_the_requests_in_flight(gbps: float, requests: int) -> None:
     assert S3ClientConfig(throughput_target_gbps=gbps).concurrency == requests
     assert S3ClientConfig(throughput_target_gbps=gbps, max_concurrency=3).concurrency == 3

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3core import S3Exception
-from s3core._xml import completion_document, deletion_document, fits_xml, parse_listing
+from s3core._xml import completion_document, deletion_document, fits_xml, parse_listing, peek_token
 
 SPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 keys = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -73,8 +73,8 @@ def test_owners_and_checksums_in_between_do_not_disturb_the_columns() -> None:
 
 def test_a_page_that_is_not_the_last_names_the_next() -> None:
     more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t+1==</NextContinuationToken>"
-    assert parse_listing(listing([], more=more), "LIST").next_token == "t+1=="
-    assert parse_listing(listing([], more=more.replace("true", "false")), "LIST").next_token is None
+    assert peek_token(listing([], more=more)) == "t+1=="
+    assert peek_token(listing([], more=more.replace("true", "false"))) is None
 
 
 def test_rolled_up_prefixes_are_decoded() -> None:

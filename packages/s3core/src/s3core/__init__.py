@@ -18,8 +18,8 @@ from ._exceptions import (
     ThrottledError,
 )
 from ._get import GetObjectStream
-from ._info import ObjectInfo
-from ._list import ListObjectResult, ListObjectStream
+from ._info import ListObjectResult, ObjectInfo
+from ._list import ListObjectStream
 from ._put import PutObjectStream
 from ._ranges import RangeRead
 from ._uri import parse_s3_uri

@@ -257,9 +257,13 @@ def _target(bucket: str, key: str, version_id: str | None = None) -> Target:
     check_bucket(bucket)
     if not isinstance(key, str) or not key:
         raise ValueError(f"the key in {uri_of(bucket)} is {key!r}; it must be a text that is not empty")
-    if len(key.encode()) > 1024:
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"the key {key!r} in {uri_of(bucket)} has no UTF-8 form, which S3 keys are in") from None
+    if size > 1024:
         # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
-        raise ValueError(f"the key {key[:40]!r}… in {uri_of(bucket)} has {len(key.encode())} bytes; S3 allows 1024")
+        raise ValueError(f"the key {key[:40]!r}… in {uri_of(bucket)} has {size} bytes; S3 allows 1024")
     return Target(bucket, key, version_id)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ._config import S3ClientConfig, fits_signature
 from ._exceptions import CredentialsError, S3Exception
+from ._loading import load
 from ._process import remember_credentials
 from ._settings import Settings, open_session
+
+logger = logging.getLogger("s3core")
 
 _EARLY = timedelta(minutes=5)
 # Where the source does not tell the expiry: ask again this often; the chain answers from memory while it is valid.
@@ -28,17 +32,24 @@ class Credentials:
         secret_access_key: The secret half.
         session_token: The token of temporary keys.
         refresh_at: When to ask for new ones, five minutes before they expire; None for keys that do not expire.
+        expires_at: When they expire, where that is known.
     """
 
     access_key_id: str
     secret_access_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
     refresh_at: datetime | None = None
+    expires_at: datetime | None = None
 
     @property
     def is_due(self) -> bool:
         """Whether it is time for new ones."""
         return self.refresh_at is not None and datetime.now(UTC) >= self.refresh_at
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether they are known to be good for a while still."""
+        return self.expires_at is not None and datetime.now(UTC) < self.expires_at - _SHORTEST
 
 
 class CredentialSource:
@@ -75,11 +86,21 @@ class CredentialSource:
         with self._lock:
             current = self._current
             if current is None or current.is_due:
-                if self._fetch is None:
-                    self._fetch = _choose(self._settings)
-                current = self._current = self._fetch()
+                current = self._current = self._refresh(current)
                 remember_credentials(self._settings, current)
             return current
+
+    def _refresh(self, current: Credentials | None) -> Credentials:
+        try:
+            if self._fetch is None:
+                self._fetch = _choose(self._settings)
+            return self._fetch()
+        except S3Exception as error:
+            if current is None or not current.is_valid:
+                raise
+            # They are renewed early so that one failure of the source does not end a long job.
+            logger.warning("the credentials could not be renewed (%s); using the old ones until they expire", error)
+            return replace(current, refresh_at=datetime.now(UTC) + _SHORTEST)
 
     def renew(self, refused: Credentials) -> bool:
         """Fetch anew after the store refused credentials as expired, and say whether others came."""
@@ -129,10 +150,11 @@ def _call(config: S3ClientConfig) -> Credentials:
         )
     keys["session_token"] = answer.get("session_token") or answer.get("token") or None
     _check_keys("S3ClientConfig.credentials returned", keys)
-    return Credentials(**keys, refresh_at=_refresh_time(expires_at))
+    return Credentials(**keys, refresh_at=_refresh_time(expires_at), expires_at=expires_at)
 
 
 def _chain(settings: Settings) -> Callable[[], Credentials]:
+    load("botocore.exceptions")
     import botocore.exceptions
 
     failures = (botocore.exceptions.BotoCoreError, OSError, ValueError)
@@ -154,17 +176,18 @@ def _chain(settings: Settings) -> Callable[[], Credentials]:
         if not frozen.access_key or not frozen.secret_key:
             raise CredentialsError("the AWS credential chain gave no keys; check the profile and the environment")
         # Keys from the environment or a file do not expire and have no refresh of their own.
-        refresh_at = None
+        refresh_at = expires_at = None
         if hasattr(source, "refresh_needed"):
             # botocore names the time only here; without it, ask again soon.
-            refresh_at = _refresh_time(getattr(source, "_expiry_time", None)) or datetime.now(UTC) + _RECHECK
+            expires_at = getattr(source, "_expiry_time", None)
+            refresh_at = _refresh_time(expires_at) or datetime.now(UTC) + _RECHECK
         keys = {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "session_token": frozen.token or None,
         }
         _check_keys("the AWS credential chain gave", keys)
-        return Credentials(**keys, refresh_at=refresh_at)
+        return Credentials(**keys, refresh_at=refresh_at, expires_at=expires_at)
 
     return fetch
 

@@ -76,10 +76,15 @@ _BY_CODE: dict[str, tuple[type[S3Exception], str]] = {
     "InvalidRange": (S3Exception, "the object has no such range"),
 }
 _BY_STATUS: dict[int, tuple[type[S3Exception], str]] = {
+    400: (
+        S3Exception,
+        "the store refused it; where it gives no reason, the session token may have expired, the region may be wrong, "
+        "or the object may need its customer key",
+    ),
     301: _BY_CODE["PermanentRedirect"],
     401: (CredentialsError, "the store does not accept the credentials"),
     403: _BY_CODE["AccessDenied"],
-    404: _BY_CODE["NoSuchKey"],
+    404: (NoSuchKeyError, "there is no such object, or no such bucket; check the key, letter by letter"),
     408: _BY_CODE["RequestTimeout"],
     409: _BY_CODE["ConditionalRequestConflict"],
     412: _BY_CODE["PreconditionFailed"],
@@ -166,6 +171,7 @@ def parse_failure(status: int, body: bytes | str, region: str | None = None) -> 
 
 _STATUS = re.compile(r"(?:status code|status|error): (\d{3})\b")
 _KIND = re.compile(r"\bkind: (\w+)")
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 _OS_ERROR = re.compile(r'message: "([^"]+)"|"((?:tcp|dns|tls|invalid peer)[^"]*)"')
 
 
@@ -187,7 +193,12 @@ def parse_native(error: BaseException) -> tuple[Failure, str, str]:
         return Failure(404), "", ""
     if type(error).__name__ == "PreconditionError":
         return Failure(412), "", ""
+    if "redirect without LOCATION" in text:
+        return Failure(301, "PermanentRedirect"), "", ""  # S3's answer where a bucket is in another region.
     kind = _KIND.search(debug)
+    refused = _CERTIFICATE.search(debug)
+    if refused is not None:
+        return Failure(), "Connect", f"the certificate is refused: {refused.group(1)}; see ca_bundle"
     details = list(dict.fromkeys(first or second for first, second in _OS_ERROR.findall(debug)))
     cause = ": ".join(details) or text.rpartition(" - ")[2].partition("\n")[0][:200]
     return Failure(), kind.group(1) if kind else "", cause

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,8 @@ def fetch(
         outcome = "stopped"
         raise
     finally:
-        if logger.isEnabledFor(logging.DEBUG):
+        # Requests of our own tell of themselves.
+        if logger.isEnabledFor(logging.DEBUG) and is_path(target.key):
             took = 1000 * (time.perf_counter() - began)
             logger.debug("GET %s bytes=%d-%d: %s in %.1f ms", target.uri, start, end - 1, outcome, took)
 
@@ -154,13 +155,18 @@ def head(runtime: Runtime, target: Target) -> ObjectInfo:
     Raises:
         S3Exception: There is no such object, or the request failed.
     """
+    return head_with_headers(runtime, target)[0]
+
+
+def head_with_headers(runtime: Runtime, target: Target) -> tuple[ObjectInfo, Mapping[str, str]]:
+    """As `head`, with all headers of the answer."""
     query = {"versionId": target.version_id} if target.version_id else {}
     headers = customer_key_headers(runtime.config)
     response = runtime.rest.send(Request("HEAD", target.bucket, target.key, query=query, headers=headers))
     size = response.headers.get("Content-Length")
     if size is None:
         raise S3Exception(f"HEAD of {target.uri} failed: the store did not tell the object's size")
-    return _info_of_headers(target, response.headers, int(size))
+    return _info_of_headers(target, response.headers, int(size)), response.headers
 
 
 def _read(answer: Answer, target: Target, slot: Slot | None, wanted: Callable[[], bool]) -> Any:
@@ -238,6 +244,7 @@ def _open_native(runtime: Runtime, target: Target, start: int, end: int, etag: s
     corrections = 2  # One new region, one new set of credentials.
     while True:
         keys = runtime.keys()
+        region = runtime.address(target.bucket).region
         try:
             result = runtime.process.native.get(runtime.store(target.bucket), target.key, options=options)
         except S3Exception:
@@ -248,8 +255,10 @@ def _open_native(runtime: Runtime, target: Target, start: int, end: int, etag: s
             if corrections and failure.code in EXPIRED_CODES and keys is not None:
                 corrected = runtime.credentials.renew(keys)
                 runtime.drop_store(target.bucket)
-            elif corrections and failure.code in WRONG_REGION_CODES and failure.region:
-                corrected = runtime.correct_region(target.bucket, failure.region)
+            elif corrections and failure.code in WRONG_REGION_CODES:
+                # Where the region is told in a header only, which obstore does not show, a HEAD sees it.
+                told = failure.region or runtime.rest.ask_region(target.bucket)
+                corrected = told is not None and runtime.correct_region(target.bucket, told, region)
             if not corrected:
                 raise Refused(failure, Request("GET", target.bucket, target.key)) from None
             corrections -= 1

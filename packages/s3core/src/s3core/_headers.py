@@ -9,6 +9,7 @@ from typing import Any
 
 from ._config import STORAGE_CLASS, S3ClientConfig
 from ._exceptions import ConfigError
+from ._loading import load
 
 _CUSTOMER_KEY = "x-amz-server-side-encryption-customer-"
 _COPY_SOURCE_KEY = "x-amz-copy-source-server-side-encryption-customer-"
@@ -86,6 +87,7 @@ def checksum_headers(algorithm: str | None, checksum: str | None) -> dict[str, s
 def _crc64nvme(data: bytes | bytearray) -> int:
     global _model
     if _model is None:
+        load("anycrc")
         import anycrc
 
         _model = anycrc.Model("CRC64-NVME")

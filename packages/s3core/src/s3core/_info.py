@@ -1,9 +1,10 @@
-"""What S3 says about an object."""
+"""What S3 says about objects: about one, and about a page of a listing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +26,43 @@ class ObjectInfo:
     last_modified: datetime | None = None
     storage_class: str | None = None
     version_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ListObjectResult:
+    """One page of a listing, as columns of equal length.
+
+    Args:
+        keys: The keys, byte for byte.
+        sizes: Sizes in bytes.
+        etags: ETags with their quotes; empty text where the store sends none.
+        last_modified: Times of the last write, ISO 8601.
+        storage_classes: Storage classes; empty text where the store sends none.
+        common_prefixes: What the delimiter rolled up.
+    """
+
+    keys: list[str]
+    sizes: list[int]
+    etags: list[str]
+    last_modified: list[str]
+    storage_classes: list[str]
+    common_prefixes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def object_info(self) -> list[ObjectInfo]:
+        """The page as one `ObjectInfo` per object, made when it is first asked for."""
+        rows = zip(self.keys, self.sizes, self.etags, self.last_modified, self.storage_classes, strict=True)
+        return [
+            ObjectInfo(key, size, etag or None, _moment(modified), storage_class or None)
+            for key, size, etag, modified, storage_class in rows
+        ]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ._errors import Failure, error_for
-from ._exceptions import NoSuchKeyError
-from ._fetch import Target, head
+from ._exceptions import NoSuchKeyError, PreconditionFailedError
+from ._fetch import Target, changed_error, head_with_headers
 from ._headers import creation_headers, customer_key_headers
 from ._multipart import MultipartUpload
 from ._plan import MAX_COPY_SIZE, plan_part_size, split_range
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _DELETED_AT_ONCE = 1000
 _COPY_PART_SIZE = 512 * 2**20
+_KEPT_HEADERS = frozenset(
+    {"cache-control", "content-disposition", "content-encoding", "content-language", "content-type", "expires"}
+)
 
 
 def delete_object(runtime: Runtime, bucket: str, key: str) -> None:
@@ -40,8 +43,11 @@ def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
     """Delete many objects, a thousand per request, the requests in parallel.
 
     Raises:
+        TypeError: `keys` is one text, whose characters would be taken for keys.
         S3Exception: Some could not be deleted; the message names the first and counts the others.
     """
+    if isinstance(keys, str):
+        raise TypeError(f"keys is the text {keys!r}; pass a list of keys, or call delete_object for one")
     rest: list[str] = []
 
     def sendable() -> Iterable[str]:
@@ -65,40 +71,68 @@ def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
         raise error
 
 
-def copy_object(runtime: Runtime, source: Target, target: Target) -> None:
+def copy_object(
+    runtime: Runtime,
+    source: Target,
+    target: Target,
+    *,
+    most_at_once: int = MAX_COPY_SIZE,
+    part_size: int = _COPY_PART_SIZE,
+) -> None:
     """Copy inside the store, without the bytes passing through here; in parts above 5 GiB.
 
+    Args:
+        runtime: The client.
+        source: The object to copy.
+        target: Where to.
+        most_at_once: The largest object that one request copies, in bytes.
+        part_size: Bytes per part of a larger one.
+
     Raises:
+        ObjectChangedError: The source was replaced meanwhile.
         S3Exception: The copy failed; the target is as it was.
     """
-    info = head(runtime, source)
+    info, described = head_with_headers(runtime, source)
     config = runtime.config
-    headers = {"x-amz-copy-source": f"{quote(source.bucket, safe='')}/{quote(source.key, safe='/-_.~')}"}
-    if source.version_id:
-        headers["x-amz-copy-source"] += f"?versionId={source.version_id}"
+    headers = {"x-amz-copy-source": _copy_source(source), **customer_key_headers(config, for_copy_source=True)}
     if info.etag:
         # The object that was measured is the one that is copied.
         headers["x-amz-copy-source-if-match"] = info.etag
-    headers.update(customer_key_headers(config, for_copy_source=True))
-    if info.size <= MAX_COPY_SIZE:
-        request = Request(
-            "PUT", target.bucket, target.key, headers={**headers, **creation_headers(config)}, what="COPY"
-        )
-        try:
-            runtime.rest.try_send_whole(request)
-        except Refused as refused:
-            raise refused.translated() from None
-        return
-    part_size = plan_part_size(_COPY_PART_SIZE, info.size)
-    upload = MultipartUpload(runtime, target, creation_headers(config), checksum=None)
+    try:
+        if info.size <= most_at_once:
+            headers.update(creation_headers(config))
+            runtime.rest.try_send_whole(Request("PUT", target.bucket, target.key, headers=headers, what="COPY"))
+            return
+    except Refused as refused:
+        if refused.failure.status == 412:
+            raise changed_error(source) from None
+        raise refused.translated() from None
+    part_size = plan_part_size(part_size, info.size)
+    # One request copies the metadata by itself; an upload of parts must be told.
+    kept = {name: value for name, value in described.items() if _is_kept(name)}
+    upload = MultipartUpload(runtime, target, {**kept, **creation_headers(config)}, checksum=None)
     try:
         upload.create()
         for number, (start, end) in enumerate(split_range(0, info.size, part_size), 1):
             upload.submit_copy(number, {**headers, "x-amz-copy-source-range": f"bytes={start}-{end - 1}"})
         upload.complete(info.size)
-    except BaseException:
+    except BaseException as error:
         upload.abort()
+        if isinstance(error, PreconditionFailedError):
+            raise changed_error(source) from None
         raise
+
+
+def _copy_source(source: Target) -> str:
+    """https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html#API_CopyObject_RequestSyntax."""
+    bucket, key = quote(source.bucket, safe=":/"), quote(source.key, safe="/-_.~")
+    middle = "/object/" if source.bucket.startswith("arn:") else "/"
+    version = f"?versionId={quote(source.version_id, safe='')}" if source.version_id else ""
+    return f"{bucket}{middle}{key}{version}"
+
+
+def _is_kept(header: str) -> bool:
+    return header.lower().startswith("x-amz-meta-") or header.lower() in _KEPT_HEADERS
 
 
 def _delete_one(runtime: Runtime, bucket: str, key: str) -> list[tuple[str, Failure]]:

@@ -15,6 +15,8 @@ MAX_COPY_SIZE = 5 * GiB
 FIRST_RANGE = 256 * KiB
 # The most parts that a stream reads ahead: 128 MiB at 8 MiB each, 1 GB/s at 30 ms and 90 MB/s per connection.
 WINDOW_PARTS = 16
+# The most parts of one upload on their way: 256 MiB at 8 MiB each, 1.2 GB/s at 30 ms and 90 MB/s per connection.
+UPLOAD_PARTS = 32
 
 
 def split_range(start: int, end: int, part_size: int) -> Iterator[tuple[int, int]]:
@@ -86,4 +88,4 @@ def plan_parts_in_flight(part_size: int, concurrency: int, memory_limit: int) ->
     Returns:
         A number of at least 1.
     """
-    return max(1, min(concurrency, memory_limit // part_size))
+    return max(1, min(UPLOAD_PARTS, concurrency, memory_limit // part_size))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from . import _native
+from ._loading import loading
 
 if TYPE_CHECKING:
     from ._credentials import Credentials
@@ -47,7 +48,7 @@ class Process:
     def native(self) -> Any:
         """The private copy of obstore, loaded at first use."""
         if self._native is None:
-            with self.lock:
+            with self.lock, loading:
                 if self._native is None:
                     native = _native.load_native()
                     _native.start_runtime(native)

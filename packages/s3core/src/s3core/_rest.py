@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ._address import Address
 from ._credentials import Credentials
@@ -30,6 +31,7 @@ from ._errors import (
     timeout_error,
 )
 from ._exceptions import S3ConnectionError, S3Exception
+from ._loading import load
 from ._settings import proxy_for
 from ._uri import uri_of
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("s3core")
 
+# With what sockets and headers import by themselves when they are first used.
+_LIBRARIES = ("urllib3", "urllib3.exceptions", "encodings.idna", "email.utils")
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
 _REGION_HEADER = "x-amz-bucket-region"
@@ -129,6 +133,7 @@ class RestClient:
             Refused: The store answered with an error, for good.
             S3Exception: No answer came.
         """
+        load(*_LIBRARIES)
         import urllib3.exceptions as http
 
         attempts = self._runtime.config.max_attempts
@@ -151,7 +156,7 @@ class RestClient:
                 if response.status < 300:
                     return response
                 failure = parse_failure(response.status, response.data, response.headers.get(_REGION_HEADER))
-                if corrections and self._correct(request, failure, keys):
+                if corrections and self._correct(request, failure, keys, address):
                     corrections -= 1
                     attempt -= 1
                     continue
@@ -195,6 +200,7 @@ class RestClient:
             S3Exception: AWS cannot be reached, or names no region.
         """
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html: the header comes without permission too.
+        load(*_LIBRARIES)
         import urllib3.exceptions as http
 
         url = f"https://s3.us-east-1.amazonaws.com/{quote(bucket)}"
@@ -209,16 +215,27 @@ class RestClient:
             ) from error
         region = response.headers.get(_REGION_HEADER)
         if region is None:
-            raise error_for(Failure(response.status), "HEAD", uri_of(bucket))
+            code = "NoSuchBucket" if response.status == 404 else ""
+            raise error_for(Failure(response.status, code), "HEAD", uri_of(bucket))
         return region
 
-    def _correct(self, request: Request, failure: Failure, keys: Credentials | None) -> bool:
+    def ask_region(self, bucket: str) -> str | None:
+        """Ask the store where a bucket is, after it refused a request without saying so; None when it does not tell."""
+        try:
+            response = self.try_send(Request("HEAD", bucket))
+        except (Refused, S3Exception):
+            return None
+        return response.headers.get(_REGION_HEADER) or self._runtime.address(bucket).region
+
+    def _correct(self, request: Request, failure: Failure, keys: Credentials | None, address: Address) -> bool:
         """Mend what made the store refuse, where that can be: say whether to send again at once."""
-        if failure.code in EXPIRED_CODES and keys is not None:
+        # The answer to a HEAD has no body: of an expired token only the status tells.
+        is_expired = failure.code in EXPIRED_CODES or (failure.status == 400 and request.method == "HEAD")
+        if is_expired and keys is not None and not failure.region:
             return self._runtime.credentials.renew(keys)
         wrong_region = failure.code in WRONG_REGION_CODES or failure.status in (301, 307)
         if failure.region and (wrong_region or (failure.status == 400 and request.method == "HEAD")):
-            return self._runtime.correct_region(request.bucket, failure.region)
+            return self._runtime.correct_region(request.bucket, failure.region, address.region)
         return False
 
     def _send_once(
@@ -230,23 +247,31 @@ class RestClient:
         headers = self._headers(request)
         if keys is not None:
             headers = _sign(request.method, url, headers, keys, address.region)
+        pool = self._pool(url)
         parts = urlsplit(url)
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        if pool.proxy is not None and parts.scheme == "http":
+            # A proxy is told the whole URL, of which urllib3 would collapse dot segments; TLS goes through a tunnel.
+            # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
+            target = f"{parts.scheme}://{parts.netloc}{_DOT_SEGMENT.sub(_escape_dots, target)}"
+            headers = {**headers, **pool.proxy_headers}
         started = time.perf_counter()
         status: int | str = "no answer"
         try:
-            response = self._pool(url).urlopen(
+            response = pool.urlopen(
                 request.method,
                 target,
                 body=request.body,  # type: ignore[arg-type]  # urllib3's types leave out bytearray, which it sends.
                 headers=headers,
                 retries=False,
                 redirect=False,
+                assert_same_host=False,
                 preload_content=not request.stream,
                 decode_content=False,
+                enforce_content_length=True,  # not urllib3 1.26's default: a cut body would pass for a whole one
             )
             if request.stream and response.status >= 300:
-                response.read()
+                response.read(cache_content=True)  # for `data`
                 response.release_conn()
             status = response.status
             return response
@@ -299,10 +324,17 @@ class RestClient:
             parts = urlsplit(proxy)
             if parts.username:
                 options["proxy_headers"] = urllib3.make_headers(
-                    proxy_basic_auth=f"{parts.username}:{parts.password or ''}"
+                    proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"
                 )
             manager = urllib3.ProxyManager(proxy, **options)
         return manager.connection_from_url(origin)
+
+
+_DOT_SEGMENT = re.compile(r"(?<=/)\.{1,2}(?=[/?]|$)")
+
+
+def _escape_dots(segment: re.Match[str]) -> str:
+    return segment.group().replace(".", "%2E")
 
 
 def back_off(attempt: int, stop: threading.Event | None = None) -> None:
@@ -323,6 +355,7 @@ def back_off(attempt: int, stop: threading.Event | None = None) -> None:
 
 def _sign(method: str, url: str, headers: dict[str, str], keys: Credentials, region: str) -> dict[str, str]:
     """Add the headers of Signature Version 4; the payload is covered by its checksum, not by the signature."""
+    load("botocore.auth", "botocore.awsrequest", "botocore.credentials")
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials as BotocoreCredentials

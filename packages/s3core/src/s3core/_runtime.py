@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from ._address import Address, locate
 from ._budget import ByteBudget
@@ -59,11 +60,20 @@ class Runtime:
             address = self._addresses[bucket] = self._locate(bucket, region or "us-east-1")
         return address
 
-    def correct_region(self, bucket: str, region: str) -> bool:
-        """Take over the region that the store itself named for a bucket, and say whether that is news."""
+    def correct_region(self, bucket: str, region: str, used: str) -> bool:
+        """Take over the region that the store itself named for a bucket.
+
+        Args:
+            bucket: The bucket.
+            region: What the store says.
+            used: What the refused request was sent with; another thread may have corrected it since.
+
+        Returns:
+            Whether it pays to send the request again.
+        """
         with self._lock:
-            if self.address(bucket).region == region:
-                return False
+            if self._addresses[bucket].region == region:
+                return used != region
             self._addresses[bucket] = self._locate(bucket, region)
             self._stores.pop(bucket, None)
         logger.info("s3://%s is in the region %s; using that from now on", bucket, region)
@@ -73,11 +83,12 @@ class Runtime:
         """The native store of a bucket, made once; its credentials refresh by themselves."""
         store = self._stores.get(bucket)
         if store is None:
-            address = self.address(bucket)
+            self.address(bucket)
             with self._lock:
                 store = self._stores.get(bucket)
                 if store is None:
-                    store = self._stores[bucket] = self._make_store(address)
+                    # Not the address from before the lock, which may have been corrected meanwhile.
+                    store = self._stores[bucket] = self._make_store(self._addresses[bucket])
         return store
 
     def drop_store(self, bucket: str) -> None:
@@ -92,7 +103,7 @@ class Runtime:
         """Build a store with every option that obstore would otherwise take from the environment set here."""
         config = self.config
         proxy = proxy_for(address.origin, config)
-        host = address.origin.partition("://")[2].rpartition(":")[0].strip("[]") or address.origin.partition("://")[2]
+        host = urlsplit(address.origin).hostname or ""
         client: dict[str, Any] = {
             "allow_http": address.origin.startswith("http://"),
             "allow_invalid_certificates": False,
@@ -130,6 +141,11 @@ class Runtime:
             "request_payer": config.requester_pays,
             "s3_express": False,
             "imdsv1_fallback": False,
+            # Writes' business, which is not this store's; set because the environment's would be taken, or refused.
+            "checksum_algorithm": "SHA256",
+            "conditional_put": "etag",
+            "copy_if_not_exists": "multipart",
+            "aws_server_side_encryption": "AES256",
             "client_options": client,
             "retry_config": {
                 "max_retries": config.max_attempts - 1,

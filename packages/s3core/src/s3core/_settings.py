@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ._config import S3ClientConfig
 from ._exceptions import ConfigError
+from ._loading import load
 
 if TYPE_CHECKING:
     import botocore.session
@@ -74,6 +75,10 @@ def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientC
         if not os.path.isfile(named):
             raise ConfigError(f"AWS_CA_BUNDLE names {named!r}, which is no file; correct it or set ca_bundle")
         ca_bundle = named
+    if ca_bundle is not None:
+        with open(ca_bundle, "rb") as file:
+            if b"-----BEGIN " not in file.read():
+                raise ConfigError(f"the CA bundle {ca_bundle!r} holds no certificate in PEM form")
     return Settings(region, endpoint, config, user_agent, ca_bundle, profile)
 
 
@@ -88,6 +93,7 @@ def proxy_for(url: str, config: S3ClientConfig) -> str | None:
     Returns:
         The proxy's URL, or None for a direct connection.
     """
+    load("urllib.request")
     import urllib.request
 
     if config.proxy is not None:
@@ -109,6 +115,7 @@ def open_session(profile: str | None) -> botocore.session.Session:
     Raises:
         ConfigError: The profile does not exist.
     """
+    load("botocore.exceptions", "botocore.session")
     import botocore.exceptions
     import botocore.session
 

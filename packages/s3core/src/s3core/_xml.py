@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
+from html import unescape
 from urllib.parse import unquote_plus
 
 from ._exceptions import S3Exception
+from ._info import ListObjectResult
 
-
-@dataclass(frozen=True)
-class ListingPage:
-    """One page of a listing, column by column.
-
-    Args:
-        keys: The keys.
-        sizes: Sizes in bytes.
-        etags: ETags; empty text where the store sends none.
-        last_modified: ISO 8601 times, as they were sent.
-        storage_classes: Storage classes; empty text where the store sends none.
-        common_prefixes: What the delimiter rolled up.
-        next_token: The continuation token; None on the last page.
-    """
-
-    keys: list[str]
-    sizes: list[int]
-    etags: list[str]
-    last_modified: list[str]
-    storage_classes: list[str]
-    common_prefixes: list[str]
-    next_token: str | None
+_TOKEN = re.compile(rb"<NextContinuationToken>([^<]*)</NextContinuationToken>")
 
 
 class Document:
@@ -63,7 +44,7 @@ class Document:
             yield {child.tag.removeprefix(self.space): child.text or "" for child in element}
 
 
-def parse_listing(body: bytes, what: str) -> ListingPage:
+def parse_listing(body: bytes, what: str) -> ListObjectResult:
     """Read the answer to ListObjectsV2 with `encoding-type=url`.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
@@ -90,8 +71,24 @@ def parse_listing(body: bytes, what: str) -> ListingPage:
     if document.text("EncodingType") == "url":
         keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
         prefixes = [unquote_plus(prefix) for prefix in prefixes]
-    token = document.text("NextContinuationToken") if document.text("IsTruncated") == "true" else None
-    return ListingPage(keys, [int(size or 0) for size in sizes], etags, modified, classes, prefixes, token)
+    return ListObjectResult(keys, [int(size or 0) for size in sizes], etags, modified, classes, prefixes)
+
+
+def peek_token(body: bytes) -> str | None:
+    """Find a listing's continuation token without parsing the page.
+
+    Keys cannot be taken for it: in a key, `<` is written `&lt;`.
+
+    Args:
+        body: The document.
+
+    Returns:
+        The token; None on the last page.
+    """
+    if b"<IsTruncated>true<" not in body:
+        return None
+    token = _TOKEN.search(body)
+    return unescape(token.group(1).decode()) if token is not None else None
 
 
 def completion_document(parts: Iterable[tuple[int, str, str | None]], checksum: str | None) -> bytes:

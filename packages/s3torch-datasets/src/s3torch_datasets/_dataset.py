@@ -28,12 +28,15 @@ from s3torch_datasets._shared_index import SharedIndex
 
 T_co = TypeVar("T_co", covariant=True, default=S3Reader)
 
+# Of the client's memory limit: 256 MiB by default, 50 objects of 5 MB at a time.
+_LOOK_AHEAD_SHARE = 4
+
 GetDatasetObjects = Callable[[S3Client], Iterable[S3BucketKeyData]]
 
 
-def identity(reader: S3Reader) -> Any:
-    """Returns the reader itself: the transform where none is given."""
-    return reader
+def identity(source: Any) -> Any:
+    """Returns the reader, or what else a transform gets, itself: the transform where none is given."""
+    return source
 
 
 class ObjectDataset(Generic[T_co]):
@@ -54,7 +57,7 @@ class ObjectDataset(Generic[T_co]):
         region: str | None,
         get_dataset_objects: GetDatasetObjects,
         endpoint: str | None,
-        transform: Callable[[S3Reader], T_co],
+        transform: Callable[..., T_co],
         s3client_config: S3ClientConfig | None,
         reader_constructor: S3ReaderConstructorProtocol | None,
         settings: ReadSettings,
@@ -141,12 +144,19 @@ class ObjectDataset(Generic[T_co]):
             self._client_place = place
         return self._client
 
+    def _source(self, row: int) -> ObjectSource:
+        return ObjectSource(self._get_client(), self.index[row], self._cache)
+
     def _look_ahead(self, objects: Iterable[S3BucketKeyData]) -> LookAhead:
-        client, workers = self._get_client(), find_worker()[1]
+        client = self._get_client()
+        return self._look_ahead_over(ObjectSource(client, one, self._cache) for one in objects)
+
+    def _look_ahead_over(self, sources: Iterable[ObjectSource]) -> LookAhead:
+        workers = find_worker()[1]
         return LookAhead(
-            (ObjectSource(client, one, self._cache) for one in objects),
+            iter(sources),
             max_objects=max(1, self._config.concurrency // workers),
-            max_bytes=self._config.memory_limit // workers,
+            max_bytes=self._config.memory_limit // _LOOK_AHEAD_SHARE // workers,
             part_size_bytes=self._config.part_size,
         )
 

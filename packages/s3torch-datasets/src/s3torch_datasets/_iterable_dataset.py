@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Self
+from collections.abc import Callable, Iterator
 
 from typing_extensions import Unpack
 
 from s3core import S3ClientConfig
+from s3torch_datasets._constructed_dataset import ConstructedDataset
 from s3torch_datasets._dataset import GetDatasetObjects, T_co, identity
-from s3torch_datasets._epoch_dataset import EpochDataset
 from s3torch_datasets._errors import SKIP
-from s3torch_datasets._listing import PrefixObjects, UriObjects
 from s3torch_datasets._look_ahead import LookAhead
-from s3torch_datasets._manifest import ManifestObjects
 from s3torch_datasets._object_source import ObjectSource
-from s3torch_datasets._options import IterationOptions, IterationSettings
+from s3torch_datasets._options import IterationOptions
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._reader import S3Reader
 from s3torch_datasets._resume import Progress
 
 
-class S3IterableDataset(EpochDataset[T_co]):
+class S3IterableDataset(ConstructedDataset[S3Reader, T_co]):
     """An iterable dataset of S3 objects, read many at a time and handed out in order.
 
     Most users call `from_prefix`, `from_objects` or `from_manifest`.
@@ -39,11 +35,11 @@ class S3IterableDataset(EpochDataset[T_co]):
         **options: See `IterationOptions` and `ReadOptions`.
 
     Example:
-        >>> dataset = S3IterableDataset.from_prefix(
+        >>> dataset = S3IterableDataset.from_prefix(  # doctest: +SKIP
         ...     "s3://bucket/images/", region="eu-central-1", transform=decode, enable_sharding=True, shuffle=True
         ... )
-        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=32, num_workers=4)
-        >>> for epoch in range(10):
+        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=32, num_workers=4)  # doctest: +SKIP
+        >>> for epoch in range(10):  # doctest: +SKIP
         ...     dataset.set_epoch(epoch)
         ...     for batch in loader: ...
     """
@@ -59,131 +55,11 @@ class S3IterableDataset(EpochDataset[T_co]):
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         **options: Unpack[IterationOptions],
     ) -> None:
+        if options.get("shuffle_buffer") is not None:
+            raise ValueError("shuffle_buffer is for S3TarDataset; S3IterableDataset shuffles over all objects at once")
         super().__init__(
             region,
             get_dataset_objects,
-            endpoint,
-            transform,
-            s3client_config,
-            enable_sharding,
-            reader_constructor,
-            IterationSettings(**options),
-        )
-
-    @classmethod
-    def from_objects(
-        cls,
-        object_uris: str | Iterable[str],
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,
-        s3client_config: S3ClientConfig | None = None,
-        enable_sharding: bool = False,
-        reader_constructor: S3ReaderConstructorProtocol | None = None,
-        **options: Unpack[IterationOptions],
-    ) -> Self:
-        """Makes a dataset of the objects that some URIs name.
-
-        Args:
-            object_uris: `s3://bucket/key`, one or an iterable, which is read once, here.
-            region: See the class, as for all below.
-            endpoint: See the class.
-            transform: See the class.
-            s3client_config: See the class.
-            enable_sharding: See the class.
-            reader_constructor: See the class.
-            **options: See `IterationOptions` and `ReadOptions`.
-
-        Raises:
-            ValueError: A URI is malformed or names no object.
-        """
-        return cls(
-            region,
-            UriObjects(object_uris),
-            endpoint,
-            transform,
-            s3client_config,
-            enable_sharding,
-            reader_constructor,
-            **options,
-        )
-
-    @classmethod
-    def from_prefix(
-        cls,
-        s3_uri: str,
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,
-        s3client_config: S3ClientConfig | None = None,
-        enable_sharding: bool = False,
-        reader_constructor: S3ReaderConstructorProtocol | None = None,
-        **options: Unpack[IterationOptions],
-    ) -> Self:
-        """Makes a dataset of all objects whose keys begin with a prefix.
-
-        Args:
-            s3_uri: `s3://bucket/prefix`. The prefix is raw: `s3://bucket/data/a` also means `data/abc`; end it in `/`
-                for a folder.
-            region: See the class, as for all below.
-            endpoint: See the class.
-            transform: See the class.
-            s3client_config: See the class.
-            enable_sharding: See the class.
-            reader_constructor: See the class.
-            **options: See `IterationOptions` and `ReadOptions`.
-
-        Raises:
-            ValueError: The URI is malformed.
-        """
-        return cls(
-            region,
-            PrefixObjects(s3_uri),
-            endpoint,
-            transform,
-            s3client_config,
-            enable_sharding,
-            reader_constructor,
-            **options,
-        )
-
-    @classmethod
-    def from_manifest(
-        cls,
-        manifest: str | os.PathLike[str],
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,
-        s3client_config: S3ClientConfig | None = None,
-        enable_sharding: bool = False,
-        reader_constructor: S3ReaderConstructorProtocol | None = None,
-        columns: str | Sequence[str] | None = None,
-        **options: Unpack[IterationOptions],
-    ) -> Self:
-        """Makes a dataset of the objects in a manifest, without listing.
-
-        Args:
-            manifest: `s3://bucket/key` or a path: a file that `save_manifest` wrote (`.parquet`, `.jsonl`,
-                `.jsonl.gz`), a CSV file (`.csv`, `.csv.gz`; without a header it is taken for an S3 Inventory's, whose
-                keys are percent-encoded), or the `manifest.json` of an S3 Inventory in CSV or Parquet.
-            region: See the class, as for all below.
-            endpoint: See the class.
-            transform: See the class.
-            s3client_config: See the class.
-            enable_sharding: See the class.
-            reader_constructor: See the class.
-            columns: Names of the columns of a CSV file without a header, such as `"Bucket, Key, Size, ETag"`.
-            **options: See `IterationOptions` and `ReadOptions`.
-
-        Raises:
-            ValueError: When the objects are first needed: the manifest is malformed.
-        """
-        return cls(
-            region,
-            ManifestObjects(manifest, columns),
             endpoint,
             transform,
             s3client_config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 from torch.utils.data import Dataset
 from typing_extensions import Unpack
@@ -15,6 +15,7 @@ from s3torch_datasets._dataset import GetDatasetObjects, ObjectDataset, T_co, id
 from s3torch_datasets._errors import SKIP
 from s3torch_datasets._listing import PrefixObjects, UriObjects
 from s3torch_datasets._manifest import ManifestObjects
+from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._options import ReadOptions, ReadSettings
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._reader import S3Reader
@@ -36,8 +37,8 @@ class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
         **options: See `ReadOptions`.
 
     Example:
-        >>> dataset = S3MapDataset.from_prefix("s3://bucket/images/", region="eu-central-1", transform=decode)
-        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_workers=4)
+        >>> dataset = S3MapDataset.from_prefix("s3://bucket/images/", transform=decode)  # doctest: +SKIP
+        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_workers=4)  # doctest: +SKIP
     """
 
     def __init__(
@@ -174,16 +175,39 @@ class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
 
         Objects that `on_error` skips are left out; when it skips the whole batch, the last error is raised.
         """
-        index = self.index
-        look_ahead = self._look_ahead([index[operator.index(number)] for number in indices])
-        samples: list[T_co] = []
-        try:
-            for source in look_ahead:
-                sample = self._sample_of(source)
-                if sample is not SKIP:
-                    samples.append(sample)
-        finally:
-            look_ahead.close()
-        if indices and not samples:
-            raise self._on_error.nothing_left(len(indices))
-        return samples
+        return read_batch([(self, source) for source in self.sources(indices)])
+
+    def sources(self, indices: Sequence[int]) -> list[ObjectSource]:
+        """Returns what the samples of some objects are made of, for `read_batch`.
+
+        Raises:
+            IndexError: There is no such object.
+        """
+        index, client = self.index, self._get_client()
+        return [ObjectSource(client, index[operator.index(number)], self._cache) for number in indices]
+
+
+def read_batch(members: Sequence[tuple[S3MapDataset[Any], ObjectSource]]) -> list[Any]:
+    """Returns the samples of objects of one dataset or several, fetched at the same time.
+
+    Args:
+        members: Each object with the dataset that it is of; the settings of the first one bound the requests.
+
+    Raises:
+        S3Exception: `on_error` left out every one of them.
+    """
+    if not members:
+        return []
+    datasets = iter([dataset for dataset, _ in members])
+    look_ahead = members[0][0]._look_ahead_over(source for _, source in members)
+    samples = []
+    try:
+        for source in look_ahead:
+            sample = next(datasets)._sample_of(source)
+            if sample is not SKIP:
+                samples.append(sample)
+    finally:
+        look_ahead.close()
+    if not samples:
+        raise members[-1][0]._on_error.nothing_left(len(members))
+    return samples

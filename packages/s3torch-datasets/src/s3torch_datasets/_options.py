@@ -19,8 +19,7 @@ class ReadOptions(TypedDict, total=False):
     Attributes:
         object_filter: Which objects of a prefix, a manifest or `get_dataset_objects` belong to the dataset; None
             leaves out directory markers and archived objects of a prefix.
-        progress: True or False to show a bar or not while listing takes longer than a second; None (default) to show
-            it on a terminal. Only rank 0 shows it.
+        progress: Whether rank 0 shows a bar when listing takes longer than a second; True by default.
         on_error: What to do when an object cannot be read or transformed: "raise" (default), "skip" with a count and a
             log line, or a callable `(error, uri)` that returns the sample to use instead, or `SKIP`.
         cache_dir: Folder of a disk cache that all processes of the node share; None (default) for none.
@@ -28,7 +27,7 @@ class ReadOptions(TypedDict, total=False):
     """
 
     object_filter: ObjectFilter | None
-    progress: bool | None
+    progress: bool
     on_error: OnError
     cache_dir: str | os.PathLike[str] | None
     cache_size: int
@@ -44,6 +43,8 @@ class IterationOptions(ReadOptions, total=False):
         world_size: Number of ranks, with `enable_sharding`; None (default) for that of `torch.distributed`.
         shard_remainder: What becomes of the objects that do not divide by the number of ranks: "keep" (default) gives
             some ranks one more, "drop_last" leaves them out, "pad" repeats some, so that all ranks have as many.
+        shuffle_buffer: For `S3TarDataset` with `shuffle`: number of samples of which the next one is drawn; 1000 by
+            default, 0 to shuffle the shards only.
     """
 
     shuffle: bool
@@ -51,6 +52,7 @@ class IterationOptions(ReadOptions, total=False):
     rank: int | None
     world_size: int | None
     shard_remainder: ShardRemainder
+    shuffle_buffer: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class ReadSettings:
     """`ReadOptions`, resolved."""
 
     object_filter: ObjectFilter | None = None
-    progress: bool | None = None
+    progress: bool = True
     on_error: OnError = "raise"
     cache_dir: str | os.PathLike[str] | None = None
     cache_size: int = DEFAULT_CACHE_SIZE_BYTES
@@ -80,9 +82,12 @@ class IterationSettings(ReadSettings):
     rank: int | None = None
     world_size: int | None = None
     shard_remainder: ShardRemainder = "keep"
+    shuffle_buffer: int | None = None
 
     def check(self, *, enable_sharding: bool) -> None:
         """Raises ValueError for options that do not fit together."""
+        if self.shuffle_buffer is not None and self.shuffle_buffer < 0:
+            raise ValueError(f"shuffle_buffer must be 0 or a positive number of samples, got {self.shuffle_buffer}")
         if (self.rank is None) != (self.world_size is None):
             raise ValueError(f"give rank and world_size together, got rank={self.rank}, world_size={self.world_size}")
         if self.rank is not None and self.world_size is not None:

@@ -30,8 +30,8 @@ class Permutation:
 
     def __init__(self, size: int, seed: int, epoch: int = 0) -> None:
         self.size = size
-        key = _mix_number(_mix_number(seed & _MASK) ^ (epoch & _MASK))
-        self._round_keys = [np.uint64(_mix_number(key + number)) for number in range(_ROUNDS)]
+        key = mix_number(mix_number(seed) ^ (epoch & _MASK))
+        self._round_keys = [np.uint64(mix_number(key + number)) for number in range(_ROUNDS)]
         self._left = max(1, math.isqrt(max(size - 1, 0)) + 1)
         self._right = max(1, -(-size // self._left))
         self._order: Positions | None = None
@@ -71,5 +71,9 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _mix_number(value: int) -> int:
-    return int(_mix(np.array([value & _MASK], dtype=np.uint64))[0])
+def mix_number(value: int) -> int:
+    """Returns an even spread of 64 bits for any integer; the same as `_mix`."""
+    value = (value + _GOLDEN) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)

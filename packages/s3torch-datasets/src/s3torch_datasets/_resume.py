@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,8 @@ class Progress:
         shard: The positions it iterates over.
         position: Number of positions that are done with.
         finished: Whether the iteration ended.
-        detail: What else is needed to go on; empty between positions.
+        detail: What else is needed to go on, from a state that was loaded; empty between positions.
+        describe: Returns the detail of this moment.
     """
 
     epoch: int
@@ -31,6 +33,7 @@ class Progress:
     position: int = 0
     finished: bool = False
     detail: State = field(default_factory=dict)
+    describe: Callable[[], State] = dict
 
 
 def to_state(progress: Progress, order: State) -> State:
@@ -52,7 +55,7 @@ def to_state(progress: Progress, order: State) -> State:
         "worker": place.worker,
         "num_workers": place.num_workers,
         "order": dict(order),
-        "detail": dict(progress.detail),
+        "detail": progress.describe(),
     }
 
 

@@ -61,6 +61,13 @@ class StreamingS3Reader(PositionedReader):
         self._blocks: deque[_Block] = deque()
         self._pid = 0
 
+    def prefetch(self) -> None:
+        """Sends the request for the first block of the window and does not wait."""
+        self._check_open()
+        if not self._blocks:
+            self._pid = os.getpid()
+            self._append_block(self._position)
+
     def _fetch(self, position: int, size: int | None) -> bytes:
         if size is None or size >= self._window:
             return self._fetch_past_window(position, None if size is None else position + size)

@@ -36,7 +36,7 @@ class S3Writer(BinaryFile):
 
     Example:
         >>> from s3core import S3Client
-        >>> with S3Writer(S3Client("eu-central-1").put_object("bucket", "notes.txt")) as writer:
+        >>> with S3Writer(S3Client("eu-central-1").put_object("bucket", "notes.txt")) as writer:  # doctest: +SKIP
         ...     writer.write(b"seen from S3 after this block")
     """
 

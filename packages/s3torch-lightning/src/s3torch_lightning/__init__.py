@@ -1,7 +1,8 @@
 """Lightning checkpoints on S3, for the Trainer and for Fabric; old or new, never broken.
 
 The names are imported when they are first used: which Lightning they are made for is decided then, and importing the
-package alone loads neither.
+package alone loads neither. It does tell fsspec the name of its filesystem for `s3://`, where s3fs is absent: a
+`ModelCheckpoint(dirpath="s3://…")` asks for that at once, and may well be made before the plugin is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .__about__ import __version__
+from ._registration import register_filesystem
 
 if TYPE_CHECKING:
     from s3core import S3ClientConfig
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from ._async_io import S3AsyncCheckpoint
     from ._checkpoint_io import S3LightningCheckpoint
     from ._filesystem import S3FileSystem
-    from ._registration import register_filesystem
     from ._strategies import S3FSDPStrategy, S3ModelParallelStrategy
 
 __all__ = [
@@ -42,9 +43,10 @@ _MODULES = {
     "S3FSDPStrategy": "s3torch_lightning._strategies",
     "S3ModelParallelStrategy": "s3torch_lightning._strategies",
     "S3FileSystem": "s3torch_lightning._filesystem",
-    "register_filesystem": "s3torch_lightning._registration",
     "S3ClientConfig": "s3core",
 }
+
+register_filesystem()
 
 
 def __getattr__(name: str) -> Any:

@@ -26,9 +26,6 @@ else:
 
 logger = logging.getLogger(__name__)
 
-# A `ModelCheckpoint(dirpath="s3://…")` may well be made before the plugin is, and asks fsspec for `s3://` at once.
-register_filesystem()
-
 _METADATA_NAME = ".metadata"
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -56,11 +58,28 @@ def _finding_last_on_s3(original: Callable[..., set[str]]) -> Callable[..., set[
         filesystem, _ = url_to_fs(folder)
         if not filesystem.exists(folder):
             return set()
-        names = [os.path.basename(name.rstrip("/")) for name in filesystem.ls(folder, detail=False)]
-        is_last = [n.startswith(self.CHECKPOINT_NAME_LAST) and n.endswith(self.FILE_EXTENSION) for n in names]
-        return {f"{folder.rstrip('/')}/{name}" for name, found in zip(names, is_last, strict=True) if found}
+        found = [
+            (_modified(filesystem, entry), _version(name), name)
+            for entry in filesystem.ls(folder, detail=True)
+            if (name := os.path.basename(entry["name"].rstrip("/"))).startswith(self.CHECKPOINT_NAME_LAST)
+            and name.endswith(self.FILE_EXTENSION)
+        ]
+        # Only the newest: S3 counts whole seconds, and of equal times the Trainer would take any.
+        return {f"{folder.rstrip('/')}/{max(found)[2]}"} if found else set()
 
     return _find_last_checkpoints
+
+
+def _modified(filesystem: Any, entry: dict[str, Any]) -> datetime:
+    """When an entry of a listing was written; of a sharded checkpoint, the last of its objects."""
+    below = [entry] if entry["type"] == "file" else filesystem.find(entry["name"], detail=True).values()
+    return max((each["LastModified"] for each in below if each["LastModified"]), default=datetime.fromtimestamp(0, UTC))
+
+
+def _version(name: str) -> int:
+    """The number that `ModelCheckpoint` gives a name that is taken: 2 of `last-v2.ckpt`, 0 of `last.ckpt`."""
+    match = re.search(r"-v(\d+)\.", name)
+    return int(match[1]) if match else 0
 
 
 def _refusing_s3(name: str, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -152,7 +152,7 @@ class UploadQueue:
 
     def _run(self, task: _Task) -> None:
         if any(save.error is not None or not save.is_done for save in task.after):
-            logger.error("%s is kept, because a save queued before its removal failed", task.uri)
+            logger.warning("%s is kept, because a save queued before its removal failed", task.uri)
             return
         assert task.action is not None
         try:

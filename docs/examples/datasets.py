@@ -1,0 +1,235 @@
+"""Every feature of the datasets, on a prefix of a bucket that this script fills and may write to.
+
+python docs/examples/datasets.py s3://my-bucket/some/prefix eu-central-1
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import tarfile
+import tempfile
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from s3core import ObjectInfo, S3Client, parse_s3_uri
+from s3torch_datasets import (
+    SKIP,
+    ObjectFilter,
+    S3BucketKeyData,
+    S3ConcatDataset,
+    S3IterableDataset,
+    S3MapDataset,
+    S3Reader,
+    S3ReaderConstructor,
+    S3TarDataset,
+    S3Writer,
+)
+
+
+# --8<-- [start:transform]
+def decode(reader: S3Reader) -> tuple[str, int]:
+    """Make a sample of one object: here its name and its size."""
+    return reader.key, len(reader.read())
+
+
+# --8<-- [end:transform]
+
+
+def fill(uri: str, region: str) -> None:
+    """Put 40 small objects and 4 tar shards below a prefix."""
+    client = S3Client(region)
+    bucket, prefix = parse_s3_uri(uri)
+    for number in range(40):
+        with S3Writer(client.put_object(bucket, f"{prefix}/train/{number:03}.bin")) as writer:
+            writer.write(bytes([number]) * 1000)
+    for shard in range(4):
+        # --8<-- [start:write-tar]
+        with (
+            S3Writer(client.put_object(bucket, f"{prefix}/shards/{shard:05}.tar")) as writer,
+            tarfile.open(fileobj=writer, mode="w|") as tar,
+        ):
+            for number in range(10):
+                for extension, data in (("txt", f"{shard}-{number}".encode()), ("cls", b"7")):
+                    member = tarfile.TarInfo(f"{shard:05}-{number:05}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        # --8<-- [end:write-tar]
+
+
+def read_by_number(uri: str, region: str) -> None:
+    """Map-style: batches of a sampler's choice."""
+    # --8<-- [start:map]
+    dataset = S3MapDataset.from_prefix(f"{uri}/train/", region=region, transform=decode)
+    loader = DataLoader(dataset, batch_size=16, shuffle=True, num_workers=2)
+    for keys, sizes in loader:
+        print(len(keys), int(sizes.sum()))
+    # --8<-- [end:map]
+
+    # --8<-- [start:concat]
+    more = S3MapDataset.from_prefix(f"{uri}/train/00", region=region, transform=decode)
+    both = S3ConcatDataset([dataset, more])
+    loader = DataLoader(both, batch_size=16, shuffle=True)
+    # --8<-- [end:concat]
+    print(len(both), len(loader))
+
+
+def read_in_order(uri: str, region: str) -> None:
+    """Iterable: in order, or shuffled, with the coming objects on their way."""
+    # --8<-- [start:iterable]
+    dataset = S3IterableDataset.from_prefix(
+        f"{uri}/train/", region=region, transform=decode, enable_sharding=True, shuffle=True, seed=17
+    )
+    loader = DataLoader(dataset, batch_size=8, num_workers=2)
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        for keys, sizes in loader:
+            print(epoch, len(keys), int(sizes.sum()))
+    # --8<-- [end:iterable]
+
+
+def choose_objects(uri: str, region: str) -> None:
+    """What a dataset is made of."""
+    bucket, prefix = parse_s3_uri(uri)
+
+    # --8<-- [start:objects]
+    named = S3MapDataset.from_objects([f"{uri}/train/003.bin", f"{uri}/train/001.bin"], region=region)
+    print(named[0].read()[:4])
+    # --8<-- [end:objects]
+
+    # --8<-- [start:filter]
+    chosen = ObjectFilter(suffix=".bin", glob="*/train/00*", min_size=1, predicate=is_recent)
+    dataset = S3MapDataset.from_prefix(uri, region=region, transform=decode, object_filter=chosen)
+    # --8<-- [end:filter]
+    print(len(dataset))
+
+    # --8<-- [start:own]
+    def every_other_object(client: S3Client) -> Any:
+        for page in client.list_objects(bucket, f"{prefix}/train/"):
+            for info in page.object_info[::2]:
+                yield S3BucketKeyData(bucket, info.key, info)
+
+    dataset = S3MapDataset(region, every_other_object, transform=decode)
+    # --8<-- [end:own]
+    print(len(dataset))
+
+    # --8<-- [start:manifest]
+    S3MapDataset.from_prefix(f"{uri}/train/", region=region).save_manifest(f"{uri}/train.jsonl")
+    dataset = S3MapDataset.from_manifest(f"{uri}/train.jsonl", region=region, transform=decode)
+    # --8<-- [end:manifest]
+    print(len(dataset))
+
+
+def is_recent(info: ObjectInfo) -> bool:
+    """Whether an object was written in this century."""
+    return info.last_modified is not None and info.last_modified.year > 2000
+
+
+def go_on_after_a_stop(uri: str, region: str) -> None:
+    """Save where an iteration stands, and go on there."""
+    # --8<-- [start:resume]
+    dataset = S3IterableDataset.from_prefix(f"{uri}/train/", region=region, transform=decode, shuffle=True)
+    samples = iter(dataset)
+    seen = [next(samples) for _ in range(10)]
+    state = dataset.state_dict()  # a small dictionary: keep it in the checkpoint
+
+    again = S3IterableDataset.from_prefix(f"{uri}/train/", region=region, transform=decode, shuffle=True)
+    again.load_state_dict(state)
+    rest = list(again)  # the 30 others, in the same order, and no request for the first 10
+    # --8<-- [end:resume]
+    print(len(seen), len(rest))
+    assert sorted(seen + rest) == sorted(dataset)
+
+
+def live_with_errors(uri: str, region: str) -> None:
+    """Leave out or replace what cannot be read."""
+    names = [f"{uri}/train/000.bin", f"{uri}/train/missing.bin"]
+
+    # --8<-- [start:skip]
+    dataset = S3IterableDataset.from_objects(names, region=region, transform=decode, on_error="skip")
+    print(list(dataset), dataset.skipped)  # one sample, 1
+    # --8<-- [end:skip]
+
+    # --8<-- [start:on-error]
+    def replace(error: Exception, uri: str) -> Any:
+        return ("nothing", 0) if isinstance(error, FileNotFoundError) else SKIP
+
+    dataset = S3IterableDataset.from_objects(names, region=region, transform=decode, on_error=replace)
+    # --8<-- [end:on-error]
+    print(list(dataset))
+
+
+def keep_on_disk(uri: str, region: str, folder: str) -> None:
+    """Read from S3 in the first epoch, from the disk in the others."""
+    # --8<-- [start:cache]
+    dataset = S3IterableDataset.from_prefix(
+        f"{uri}/train/", region=region, transform=decode, cache_dir=folder, cache_size=50 * 2**30
+    )
+    # --8<-- [end:cache]
+    assert list(dataset) == list(dataset)
+
+
+def read_shards(uri: str, region: str) -> None:
+    """Samples from tar archives."""
+    # --8<-- [start:tar]
+    dataset = S3TarDataset.from_prefix(
+        f"{uri}/shards/", region=region, transform=decode_sample, enable_sharding=True, shuffle=True, shuffle_buffer=500
+    )
+    for text, label in DataLoader(dataset, batch_size=8, num_workers=2):
+        print(text[0], label)
+    # --8<-- [end:tar]
+
+
+# --8<-- [start:tar-transform]
+def decode_sample(sample: dict[str, Any]) -> tuple[str, int]:
+    """Make a sample of the files `….txt` and `….cls`."""
+    return sample["txt"].decode(), int(sample["cls"])
+
+
+# --8<-- [end:tar-transform]
+
+
+def choose_readers(uri: str, region: str) -> None:
+    """How the bytes of one object are fetched."""
+    # --8<-- [start:readers]
+    dataset = S3MapDataset.from_prefix(
+        f"{uri}/train/",
+        region=region,
+        transform=read_header,
+        reader_constructor=S3ReaderConstructor.range_based(buffer_size=4096),
+    )
+    # --8<-- [end:readers]
+    print(dataset[0])
+
+
+# --8<-- [start:read-header]
+def read_header(reader: S3Reader) -> bytes:
+    """Read the first and the last 16 bytes: two small requests, whatever the size of the object."""
+    first = reader.read(16)
+    reader.seek(-16, 2)
+    return first + reader.read()
+
+
+# --8<-- [end:read-header]
+
+
+def main(uri: str, region: str) -> None:
+    """Fill the prefix and run every part."""
+    logging.basicConfig(level=logging.ERROR)
+    fill(uri, region)
+    read_by_number(uri, region)
+    read_in_order(uri, region)
+    choose_objects(uri, region)
+    go_on_after_a_stop(uri, region)
+    live_with_errors(uri, region)
+    with tempfile.TemporaryDirectory() as folder:
+        keep_on_disk(uri, region, folder)
+    read_shards(uri, region)
+    choose_readers(uri, region)
+    print("all parts ran")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].rstrip("/"), sys.argv[2])

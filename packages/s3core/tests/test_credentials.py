@@ -1,0 +1,186 @@
+"""Where credentials come from, and when they are asked for again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from s3core import CredentialsError, S3ClientConfig
+from s3core._credentials import Credentials, CredentialSource
+from s3core._settings import Settings, resolve_settings
+
+PAST, SOON, LATER = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (-1, 4, 60))
+
+
+def settings(**config: Any) -> Settings:
+    return resolve_settings("us-east-1", "http://127.0.0.1:9", S3ClientConfig(**config), "test")
+
+
+def keys(name: str, **more: Any) -> dict[str, Any]:
+    return {"access_key_id": name, "secret_access_key": "secret", **more}
+
+
+class Source:
+    """A callable that gives other keys each time."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers: Iterator[Any] = iter(answers)
+        self.count = 0
+
+    def __call__(self) -> dict[str, Any]:
+        self.count += 1
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return dict(answer)
+
+
+def test_explicit_keys_are_used_as_they_are() -> None:
+    source = CredentialSource(settings(access_key_id="id", secret_access_key="secret", session_token="token"))
+    assert source.get() == Credentials("id", "secret", "token")
+    assert not source.renew(source.get() or Credentials("", ""))
+
+
+def test_unsigned_means_no_credentials() -> None:
+    assert CredentialSource(settings(unsigned=True)).get() is None
+
+
+def test_a_callable_is_asked_once_until_its_credentials_are_due() -> None:
+    ask = Source(keys("a", expires_at=LATER), keys("b", expires_at=LATER))
+    source = CredentialSource(settings(credentials=ask))
+    assert [source.get().access_key_id for _ in range(5)] == ["a"] * 5  # type: ignore[union-attr]
+    assert ask.count == 1
+    due = source.get().refresh_at  # type: ignore[union-attr]
+    assert due is not None
+    assert timedelta(minutes=4) < LATER - due < timedelta(minutes=6)
+
+
+def test_credentials_that_never_expire_are_asked_for_once() -> None:
+    source = CredentialSource(settings(credentials=Source(keys("a"))))
+    assert source.get() is source.get()
+
+
+def test_many_threads_ask_the_callable_once() -> None:
+    ask = Source(keys("a", expires_at=LATER))
+    source = CredentialSource(settings(credentials=ask))
+    threads = [threading.Thread(target=source.get) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ask.count == 1
+
+
+def test_credentials_that_are_about_to_expire_are_used_for_half_a_minute_at_least() -> None:
+    source = CredentialSource(settings(credentials=Source(keys("a", expires_at=PAST))))
+    assert source.get() is source.get()
+
+
+def test_due_credentials_are_replaced() -> None:
+    old = Credentials("old", "secret", refresh_at=PAST)
+    source = CredentialSource(settings(credentials=Source(keys("new", expires_at=LATER))), inherited=old)
+    assert source.get().access_key_id == "new"  # type: ignore[union-attr]
+
+
+def test_inherited_credentials_are_used_until_they_are_due() -> None:
+    ask = Source()
+    source = CredentialSource(settings(credentials=ask), inherited=Credentials("old", "secret", refresh_at=LATER))
+    assert source.get().access_key_id == "old"  # type: ignore[union-attr]
+    assert ask.count == 0
+
+
+def test_a_source_that_fails_for_a_moment_does_not_end_a_job_whose_credentials_are_still_good(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "s3core")
+    old = Credentials("old", "hidden-secret", refresh_at=PAST, expires_at=SOON)
+    ask = Source(ConnectionError("no network"), keys("new"))
+    source = CredentialSource(settings(credentials=ask), inherited=old)
+    assert source.get().access_key_id == "old"  # type: ignore[union-attr]
+    assert source.get().access_key_id == "old"  # type: ignore[union-attr]
+    assert ask.count == 1  # and again in half a minute
+    assert "no network" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_a_source_that_fails_raises_when_the_credentials_have_expired() -> None:
+    old = Credentials("old", "secret", refresh_at=PAST, expires_at=PAST)
+    source = CredentialSource(settings(credentials=Source(ConnectionError("no network"))), inherited=old)
+    with pytest.raises(CredentialsError, match="no network"):
+        source.get()
+
+
+def test_refused_credentials_are_fetched_anew_once_for_all_threads() -> None:
+    ask = Source(keys("a"), keys("b"))
+    source = CredentialSource(settings(credentials=ask))
+    refused = source.get()
+    assert refused is not None
+    assert source.renew(refused)
+    assert source.renew(refused)  # another thread, with the same refused ones
+    assert source.get().access_key_id == "b"  # type: ignore[union-attr]
+    assert ask.count == 2
+
+
+def test_a_source_that_gives_the_refused_ones_again_does_not_make_requests_repeat() -> None:
+    source = CredentialSource(settings(credentials=Source(keys("a"), keys("a"))))
+    refused = source.get()
+    assert refused is not None
+    assert not source.renew(refused)
+
+
+def test_secrets_never_show_in_a_repr() -> None:
+    assert "hidden" not in repr(Credentials("id", "hidden-secret", "hidden-token"))
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Callable[..., None]:
+    def write(config: str = "", credentials: str = "") -> None:
+        for name, text in (("CONFIG_FILE", config), ("SHARED_CREDENTIALS_FILE", credentials)):
+            (tmp_path / name).write_text(text)
+            monkeypatch.setenv(f"AWS_{name}", str(tmp_path / name))
+
+    return write
+
+
+def test_the_chain_takes_the_environment_before_a_profile(
+    monkeypatch: pytest.MonkeyPatch, home: Callable[..., None]
+) -> None:
+    home(credentials="[default]\naws_access_key_id = of-file\naws_secret_access_key = s\n")
+    assert CredentialSource(settings()).get() == Credentials("of-file", "s")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-env")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "t")
+    assert CredentialSource(settings()).get() == Credentials("of-env", "s", "t")
+
+
+def test_a_named_profile_is_taken_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch, home: Callable[..., None]
+) -> None:
+    home(credentials="[mine]\naws_access_key_id = of-mine\naws_secret_access_key = s\n")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-env")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    assert CredentialSource(settings(profile="mine")).get() == Credentials("of-mine", "s")
+
+
+def test_a_process_of_a_profile_gives_keys_that_expire(home: Callable[..., None]) -> None:
+    document = (
+        '{"Version": 1, "AccessKeyId": "of-process", "SecretAccessKey": "s", "SessionToken": "t", '
+        f'"Expiration": "{LATER.isoformat()}"}}'
+    )
+    home(config=f"[profile mine]\ncredential_process = echo '{document}'\n")
+    found = CredentialSource(settings(profile="mine")).get()
+    assert found is not None
+    assert (found.access_key_id, found.session_token) == ("of-process", "t")
+    assert found.refresh_at is not None
+    assert timedelta(minutes=4) < LATER - found.refresh_at < timedelta(minutes=6)
+
+
+def test_a_process_that_fails_is_an_error_of_ours(home: Callable[..., None]) -> None:
+    home(config="[profile mine]\ncredential_process = false\n")
+    with pytest.raises(CredentialsError, match="credential"):
+        CredentialSource(settings(profile="mine")).get()

@@ -1,0 +1,192 @@
+"""TLS with a certificate of one's own, and proxies."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from s3core import S3Client, S3ClientConfig, S3Exception
+from servers import CountingServer, S3Server, is_seaweedfs_installed, start_seaweedfs
+
+
+def use_everything(client: S3Client, bucket: str) -> None:
+    with client.put_object(bucket, "key") as stream:
+        stream.write(b"abc")
+    assert client.get_object(bucket, "key").read_all() == b"abc"
+    assert len(next(client.list_objects(bucket))) == 1
+
+
+@pytest.fixture(scope="module")
+def tls_server() -> Iterator[S3Server]:
+    if not is_seaweedfs_installed():
+        pytest.skip("SeaweedFS is not installed")
+    with start_seaweedfs(tls=True) as server:
+        yield server
+
+
+def test_a_certificate_of_ones_own_is_trusted_when_it_is_named(
+    tls_server: S3Server, make_client: Callable[..., S3Client]
+) -> None:
+    use_everything(make_client(tls_server), tls_server.create_bucket())
+
+
+def test_a_bundle_may_hold_many_certificates(
+    tls_server: S3Server, make_client: Callable[..., S3Client], tmp_path: Path
+) -> None:
+    assert tls_server.ca_bundle is not None
+    found = importlib.util.find_spec("botocore")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    others = (Path(found.submodule_search_locations[0]) / "cacert.pem").read_text()
+    for position, text in enumerate(
+        (others + Path(tls_server.ca_bundle).read_text(), Path(tls_server.ca_bundle).read_text() + others)
+    ):
+        bundle = tmp_path / f"bundle{position}.pem"
+        bundle.write_text(text)
+        use_everything(make_client(tls_server, ca_bundle=str(bundle)), tls_server.create_bucket())
+
+
+def test_a_certificate_of_the_environment_is_trusted(
+    tls_server: S3Server, make_client: Callable[..., S3Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tls_server.ca_bundle is not None
+    monkeypatch.setenv("AWS_CA_BUNDLE", tls_server.ca_bundle)
+    use_everything(make_client(tls_server, ca_bundle=None), tls_server.create_bucket())
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
+    tls_server: S3Server, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(tls_server, ca_bundle=None)
+    bucket = tls_server.create_bucket()
+    began = time.monotonic()
+    with pytest.raises(S3Exception, match=f"s3://{bucket}.*certificate"):
+        next(client.list_objects(bucket))
+    assert time.monotonic() - began < 2
+    client = make_client(tls_server, ca_bundle=None, max_attempts=2)
+    with pytest.raises(S3Exception, match=f"s3://{bucket}.*certificate"):
+        client.get_object(bucket, "key").read_all()
+
+
+class Proxy:
+    """A proxy for plain HTTP that notes what it is asked for, and sends everything to one server."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.asked: list[str] = []
+        self._target = urlsplit(server.endpoint).netloc.split(":")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection((self._target[0], int(self._target[1]))) as server:
+            ends = {client: server, server: client}
+            while True:
+                for end in select.select(list(ends), [], [])[0]:
+                    try:
+                        data = end.recv(65536)
+                    except OSError:
+                        return
+                    if not data:
+                        return
+                    if end is client and b"HTTP/1.1\r\n" in data:
+                        self.asked.append(data.decode("latin-1"))
+                        head, _, rest = data.partition(b"\r\n")
+                        method, url, version = head.split(b" ")
+                        parts = urlsplit(url.decode())
+                        path = parts.path + (f"?{parts.query}" if parts.query else "")
+                        data = b" ".join([method, path.encode(), version]) + b"\r\n" + rest
+                    ends[end].sendall(data)
+
+
+@pytest.fixture
+def proxy(counting_server: CountingServer) -> Iterator[Proxy]:
+    found = Proxy(counting_server)
+    yield found
+    found.close()
+
+
+def client_of_a_far_host(server: S3Server, **more: object) -> S3Client:
+    config = S3ClientConfig(access_key_id="id", secret_access_key="secret", max_attempts=1, **more)  # type: ignore[arg-type]
+    return S3Client("us-east-1", endpoint="http://s3.far.invalid", s3client_config=config)
+
+
+def test_a_proxy_of_the_config_carries_every_request(counting_server: CountingServer, proxy: Proxy) -> None:
+    url = proxy.url.replace("://", "://user:p%40ss@")
+    use_everything(client_of_a_far_host(counting_server, proxy=url), counting_server.bucket)
+    assert len(proxy.asked) == len(counting_server.requests) == 3
+    expected = "basic " + base64.b64encode(b"user:p@ss").decode()
+    lines = [asked.split("\r\n")[0] for asked in proxy.asked]
+    assert [line for line in lines if "http://s3.far.invalid/" not in line] == []
+    assert [asked for asked in proxy.asked if expected.lower() not in asked.lower()] == []
+
+
+def test_a_proxy_does_not_change_an_odd_key(counting_server: CountingServer, proxy: Proxy) -> None:
+    client, bucket = client_of_a_far_host(counting_server, proxy=proxy.url), counting_server.bucket
+    for key in ("a/../b", "./a", "..", "a//b", "dir/", "/lead", "sp ace+%41ü漢"):
+        with client.put_object(bucket, key) as stream:
+            stream.write(key.encode())
+        assert counting_server.keys() == [key]
+        assert client.get_object(bucket, key).read_all() == key.encode()
+        client.delete_object(bucket, key)
+
+
+def test_a_proxy_of_the_environment_carries_every_request(
+    counting_server: CountingServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY" if os.name == "nt" else "http_proxy", proxy.url)
+    use_everything(client_of_a_far_host(counting_server), counting_server.bucket)
+    assert len(proxy.asked) == 3
+
+
+def test_a_host_that_is_excepted_goes_around_the_proxy(
+    counting_server: CountingServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, make_client: Callable[..., S3Client]
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy.url)
+    use_everything(make_client(counting_server), counting_server.bucket)  # a loopback address
+    assert proxy.asked == []
+    monkeypatch.setenv("no_proxy", "far.invalid")
+    with pytest.raises(S3Exception, match="cannot be reached"):
+        client_of_a_far_host(counting_server).get_object(counting_server.bucket, "key").read_all()
+    assert proxy.asked == []
+
+
+def test_an_address_of_the_sixth_version_is_reached(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    host, port = urlsplit(counting_server.endpoint).netloc.split(":")
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    forward = Proxy.__new__(Proxy)
+    forward.asked, forward._target, forward._listener = [], [host, port], listener
+    threading.Thread(target=forward._accept, daemon=True).start()
+    server = replace(counting_server, endpoint=f"http://[::1]:{listener.getsockname()[1]}")
+    use_everything(make_client(server), counting_server.bucket)
+    forward.close()

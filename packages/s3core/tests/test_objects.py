@@ -1,0 +1,164 @@
+"""Copy, delete and head."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from s3core import AccessDeniedError, NoSuchBucketError, NoSuchKeyError, ObjectChangedError, S3Client, S3Exception
+from s3core._fetch import Target
+from s3core._objects import copy_object
+from servers import CountingServer, S3Server
+
+MiB = 2**20
+PART = 5 * MiB
+DATA = random.Random(1).randbytes(2 * PART + 5)
+
+
+@pytest.fixture
+def client(counting_server: CountingServer, make_client: Callable[..., S3Client]) -> S3Client:
+    return make_client(counting_server, max_attempts=3, part_size=PART)
+
+
+def test_an_object_is_copied_within_and_between_buckets(
+    s3_server: S3Server, make_client: Callable[..., S3Client]
+) -> None:
+    client, here, there = make_client(s3_server), s3_server.create_bucket(), s3_server.create_bucket()
+    with client.put_object(here, "from here", metadata={"run": "7"}) as stream:
+        stream.write(b"abc")
+    client.copy_object(here, "from here", here, "to/a b")
+    client.copy_object(here, "to/a b", there, "c")
+    assert client.get_object(there, "c").read_all() == b"abc"
+    assert s3_server.boto3_client().head_object(Bucket=there, Key="c")["Metadata"] == {"run": "7"}
+
+
+@pytest.fixture(params=["moto_server", "seaweedfs_server", "ceph_server"])
+def any_server(request: pytest.FixtureRequest) -> S3Server:
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
+
+
+def test_a_large_object_is_copied_in_parts(any_server: S3Server, make_client: Callable[..., S3Client]) -> None:
+    client, bucket = make_client(any_server, part_size=PART), any_server.create_bucket()
+    with client.put_object(bucket, "large", metadata={"run": "7"}) as stream:
+        stream.write(DATA)
+    source, target = Target(bucket, "large"), Target(bucket, "sp ace+ü")
+    copy_object(client._runtime, source, target, most_at_once=PART, part_size=PART)
+    assert client.get_object(bucket, "sp ace+ü").read_all() == DATA
+    store = any_server.boto3_client()
+    assert store.head_object(Bucket=bucket, Key="sp ace+ü")["Metadata"] == {"run": "7"}
+    assert "Uploads" not in store.list_multipart_uploads(Bucket=bucket)
+
+
+def test_a_copy_in_parts_that_fails_leaves_nothing(counting_server: CountingServer, client: S3Client) -> None:
+    counting_server.put("large", DATA)
+    counting_server.put("target", b"old")
+    counting_server.fault(operation="UploadPartCopy", status=403, code="AccessDenied")
+    bucket = counting_server.bucket
+    with pytest.raises(AccessDeniedError, match=f"s3://{bucket}/target"):
+        copy_object(
+            client._runtime, Target(bucket, "large"), Target(bucket, "target"), most_at_once=PART, part_size=PART
+        )
+    assert counting_server.get("target") == b"old"
+    assert counting_server.uploads() == []
+
+
+def test_an_object_that_is_replaced_while_it_is_copied_raises(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    etag = counting_server.put("source", b"abc")
+    bucket = counting_server.bucket
+    for operation in ("CopyObject", "UploadPartCopy"):
+        counting_server.fault(operation=operation, status=412, code="PreconditionFailed")
+    for size in (1, 100):
+        with pytest.raises(ObjectChangedError, match=f"s3://{bucket}/source"):
+            copy_object(client._runtime, Target(bucket, "source"), Target(bucket, "b"), most_at_once=size, part_size=2)
+    copies = [request for request in counting_server.requests if request.operation.endswith("Copy")]
+    assert {request.headers["x-amz-copy-source-if-match"] for request in copies} == {etag}
+    assert counting_server.uploads() == []
+
+
+def test_a_copy_that_fails_behind_a_status_of_200_is_tried_again(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    counting_server.put("source", b"abc")
+    counting_server.fault(operation="CopyObject", times=1, status=200, code="InternalError")
+    client.copy_object(counting_server.bucket, "source", counting_server.bucket, "target")
+    assert counting_server.get("target") == b"abc"
+
+
+def test_a_copy_of_what_is_not_there_names_it(s3_server: S3Server, make_client: Callable[..., S3Client]) -> None:
+    client, bucket = make_client(s3_server), s3_server.create_bucket()
+    with pytest.raises(NoSuchKeyError, match=f"s3://{bucket}/none"):
+        client.copy_object(bucket, "none", bucket, "target")
+
+
+def test_deleting_what_is_not_there_is_harmless(s3_server: S3Server, make_client: Callable[..., S3Client]) -> None:
+    client, bucket = make_client(s3_server), s3_server.create_bucket()
+    client.delete_object(bucket, "none")
+    client.delete_objects(bucket, ["none", "nor this"])
+    client.delete_objects(bucket, [])
+
+
+def test_many_objects_are_deleted_a_thousand_per_request(counting_server: CountingServer, client: S3Client) -> None:
+    keys = [f"{n:05}" for n in range(2500)]
+    for key in keys[::100]:
+        counting_server.put(key, b"")
+    client.delete_objects(counting_server.bucket, iter(keys))
+    assert counting_server.operations() == ["DeleteObjects"] * 3
+    assert counting_server.keys() == []
+
+
+def test_a_bulk_deletion_that_fails_in_part_names_the_first_and_counts_the_others(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    counting_server.fault(operation="DeleteObjects", status=403, code="AccessDenied")
+    with pytest.raises(AccessDeniedError, match=f"s3://{counting_server.bucket}"):
+        client.delete_objects(counting_server.bucket, ["a", "b"])
+
+
+def test_one_text_is_not_taken_for_many_keys(client: S3Client) -> None:
+    with pytest.raises(TypeError, match="delete_object"):
+        client.delete_objects("a-bucket", "key")
+
+
+def test_an_unknown_bucket_is_named(s3_server: S3Server, make_client: Callable[..., S3Client]) -> None:
+    client = make_client(s3_server)
+    with pytest.raises(NoSuchBucketError, match="s3://no-such-bucket"):
+        client.delete_object("no-such-bucket", "key")
+    with pytest.raises(FileNotFoundError, match="s3://no-such-bucket/key"):
+        client.head_object("no-such-bucket", "key")
+    with pytest.raises(NoSuchBucketError, match="s3://no-such-bucket/key"):
+        client.get_object("no-such-bucket", "key").read_all()
+
+
+def test_an_object_is_described(s3_server: S3Server, make_client: Callable[..., S3Client]) -> None:
+    client, bucket = make_client(s3_server), s3_server.create_bucket()
+    with client.put_object(bucket, "key") as stream:
+        stream.write(b"abc")
+    info = client.head_object(bucket, "key")
+    assert (info.key, info.size) == ("key", 3)
+    assert info.etag
+    assert info.last_modified is not None
+    with pytest.raises(NoSuchKeyError, match=f"HEAD of s3://{bucket}/none"):
+        client.head_object(bucket, "none")
+
+
+def test_a_version_is_read_and_described(moto_server: S3Server, make_client: Callable[..., S3Client]) -> None:
+    client, bucket = make_client(moto_server), moto_server.create_bucket()
+    store = moto_server.boto3_client()
+    store.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    versions = [
+        store.put_object(Bucket=bucket, Key=key, Body=body)["VersionId"]
+        for key in ("a", "o//a")
+        for body in (b"first", b"2nd")
+    ]
+    for key, (first, second) in {"a": versions[:2], "o//a": versions[2:]}.items():
+        assert client.get_object(bucket, key, version_id=first).read_all() == b"first"
+        assert client.get_object(bucket, key, version_id=second).read_all() == b"2nd"
+        assert client.head_object(bucket, key, version_id=first).size == 5
+        assert client.head_object(bucket, key).version_id == second
+        with pytest.raises(S3Exception):
+            client.get_object(bucket, key, version_id="none").read_all()

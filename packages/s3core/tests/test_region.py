@@ -1,0 +1,63 @@
+"""A region that is wrong or unknown: the store itself tells the right one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from s3core import S3Client
+from servers import CountingServer
+
+USES: dict[str, Callable[[S3Client, str], Any]] = {
+    "GET": lambda client, bucket: client.get_object(bucket, "key").read_all(),
+    "GET of an odd key": lambda client, bucket: client.get_object(bucket, "odd//key").read_all(),
+    "HEAD": lambda client, bucket: client.head_object(bucket, "key"),
+    "LIST": lambda client, bucket: next(client.list_objects(bucket)),
+    "PUT": lambda client, bucket: client.put_object(bucket, "new").close(),
+}
+OPERATIONS = dict(zip(USES, ["GetObject", "GetObject", "HeadObject", "ListObjectsV2", "PutObject"], strict=True))
+HEADER = {"x-amz-bucket-region": "eu-north-1"}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("status", [301, 400])
+def test_a_wrong_region_is_corrected(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], use: str, status: int
+) -> None:
+    for key in ("key", "odd//key"):
+        counting_server.put(key, b"abc")
+    code = "PermanentRedirect" if status == 301 else "AuthorizationHeaderMalformed"
+    counting_server.fault(operation=OPERATIONS[use], times=1, status=status, code=code, headers=HEADER)
+    counting_server.fault(operation="HeadBucket", headers=HEADER)
+    USES[use](make_client(counting_server), counting_server.bucket)
+    assert "/eu-north-1/s3/" in counting_server.requests[-1].headers["authorization"]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_wrong_region_is_corrected_for_all_that_is_on_its_way(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], use: str
+) -> None:
+    for key in ("key", "odd//key"):
+        counting_server.put(key, b"abc")
+    operation = OPERATIONS[use]
+    wrong: dict[str, Any] = {"status": 400, "code": "AuthorizationHeaderMalformed", "headers": HEADER}
+    counting_server.fault(operation=operation, times=8, hold=True, **wrong)
+    counting_server.fault(operation="HeadBucket", headers=HEADER)
+    client, failures = make_client(counting_server), []
+
+    def work() -> None:
+        try:
+            USES[use](client, counting_server.bucket)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    counting_server.wait_for_requests(8, operation=operation)
+    while any(thread.is_alive() for thread in threads):
+        counting_server.release()
+    assert failures == []

@@ -1,0 +1,66 @@
+"""Map datasets one after the other, that still read a batch at the same time."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import ConcatDataset
+from typing_extensions import TypeVar
+
+from s3torch_datasets._map_dataset import S3MapDataset, read_batch
+
+T_co = TypeVar("T_co", covariant=True, default=Any)
+
+
+class S3ConcatDataset(ConcatDataset[T_co]):
+    """Several map-style datasets as one.
+
+    torch's `ConcatDataset` asks for one sample after the other, since it has no `__getitems__`
+    (https://github.com/pytorch/pytorch/blob/v2.4.0/torch/utils/data/dataset.py#L300). This one fetches the objects of a
+    batch at the same time, whichever `S3MapDataset` they are of. Datasets of other kinds may be among them, such as
+    those that `random_split` makes; each of those is asked for its part of the batch at once where it can be.
+
+    Args:
+        datasets: Map-style datasets, in order.
+
+    Example:
+        >>> both = S3ConcatDataset([S3MapDataset.from_prefix("s3://bucket/2024/"), other])  # doctest: +SKIP
+        >>> loader = torch.utils.data.DataLoader(both, batch_size=128, shuffle=True)  # doctest: +SKIP
+    """
+
+    def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
+        """Returns the samples of a batch in order; objects that `on_error` skips are left out."""
+        located = [self._locate(index) for index in indices]
+        if all(isinstance(self.datasets[number], S3MapDataset) for number, _ in located):
+            return read_batch(
+                [(dataset, dataset.sources([row])[0]) for dataset, row in ((self._s3(n), row) for n, row in located)]
+            )
+        places: dict[int, list[int]] = {}
+        for place, (number, _) in enumerate(located):
+            places.setdefault(number, []).append(place)
+        samples: dict[int, T_co] = {}
+        for number, of_dataset in places.items():
+            found = _ask(self.datasets[number], [located[place][1] for place in of_dataset])
+            samples.update(zip(of_dataset, found, strict=False))  # fewer where some were skipped
+        return [samples[place] for place in sorted(samples)]
+
+    def _s3(self, number: int) -> S3MapDataset[Any]:
+        dataset = self.datasets[number]
+        assert isinstance(dataset, S3MapDataset)
+        return dataset
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Returns the number of the dataset, and the row in it."""
+        size = len(self)
+        row = index + size if index < 0 else index
+        if not 0 <= row < size:
+            raise IndexError(f"sample {index} of a dataset of {size}")
+        number = bisect.bisect_right(self.cumulative_sizes, row)
+        return number, row - (self.cumulative_sizes[number - 1] if number else 0)
+
+
+def _ask(dataset: Any, rows: list[int]) -> list[Any]:
+    ask = getattr(dataset, "__getitems__", None)
+    return list(ask(rows)) if ask is not None else [dataset[row] for row in rows]

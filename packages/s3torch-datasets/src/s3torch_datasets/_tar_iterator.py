@@ -1,0 +1,299 @@
+"""One iteration over tar shards: streams them one after the other, shuffles through a buffer, keeps account."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from s3torch_datasets._dataset import T_co
+from s3torch_datasets._disk_cache import CacheFile
+from s3torch_datasets._errors import SKIP, ErrorHandler
+from s3torch_datasets._object_source import ObjectSource
+from s3torch_datasets._permutation import mix_number
+from s3torch_datasets._protocol import S3ReaderConstructorProtocol
+from s3torch_datasets._resume import Progress, State
+from s3torch_datasets._tar import TarSample, iterate_samples
+
+_AHEAD_BYTES = 32 * 2**20
+_MAX_SHARDS_AHEAD = 16
+_ASSUMED_FIRST_BYTES = 8 * 2**20
+_PADDING_BYTES = 64 * 2**10
+
+
+@dataclass(slots=True)
+class TarPosition:
+    """Where an iteration stands within its shards.
+
+    Args:
+        offset: In the current shard, of the sample that is read next.
+        draws: Number of draws from the buffer so far.
+        origins: Of each sample in the buffer: row of its shard in the index, and its range of bytes there.
+    """
+
+    offset: int = 0
+    draws: int = 0
+    origins: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @classmethod
+    def of_detail(cls, detail: State) -> TarPosition:
+        """Returns what `detail` returned."""
+        if not detail:
+            return cls()
+        return cls(detail["offset"], detail["draws"], [(row, start, end) for row, start, end in detail["buffer"]])
+
+    def detail(self) -> State:
+        """Returns it as a part of a state; empty between shards when the buffer is."""
+        if not self.offset and not self.origins:
+            return {}
+        return {"offset": self.offset, "draws": self.draws, "buffer": [list(origin) for origin in self.origins]}
+
+
+class _KeptFile:
+    """Passes a reader on, and writes what passes to a file of the cache where there is one."""
+
+    def __init__(self, reader: Any, file: CacheFile | None) -> None:
+        self._reader = reader
+        self._file = file
+
+    def read(self, size: int, /) -> bytes:
+        data: bytes = self._reader.read(size)
+        if self._file is not None:
+            self._file.write(data)
+        return data
+
+    def read_to_the_end(self) -> None:
+        """Reads what is behind the archive's end mark, when the file is to be whole."""
+        while self._file is not None and self.read(_PADDING_BYTES):
+            pass
+
+    def discard(self) -> None:
+        """Gives the file up when it is not whole."""
+        if self._file is not None:
+            self._file.discard()
+
+
+class TarShard:
+    """One archive to read.
+
+    Args:
+        row: Its row in the index.
+        source: The object.
+        constructor: Makes its reader.
+    """
+
+    def __init__(self, row: int, source: ObjectSource, constructor: S3ReaderConstructorProtocol) -> None:
+        self.row = row
+        self.uri = source.uri
+        self.first_bytes = min(source.known_size_bytes or _ASSUMED_FIRST_BYTES, _ASSUMED_FIRST_BYTES)
+        self._source = source
+        self._constructor = constructor
+        self._reader: Any = None
+        self._error: Exception | None = None
+
+    def prefetch(self) -> None:
+        """Sends the first request where the reader can; an error is kept for `samples`."""
+        try:
+            reader = self._open()
+            if hasattr(reader, "prefetch"):
+                reader.prefetch()
+        except Exception as error:  # belongs to this shard, not to the one that is read now
+            self._error = error
+
+    def samples(self, offset: int) -> Iterator[TarSample]:
+        """Yields the samples from an offset on."""
+        if self._error is not None:
+            raise self._error
+        reader = self._open()
+        if offset:
+            reader.seek(offset)
+            yield from iterate_samples(reader, self.uri, offset)
+            return
+        kept = _KeptFile(reader, self._source.begin_cache_file())
+        try:
+            yield from iterate_samples(kept, self.uri)
+            kept.read_to_the_end()
+        finally:
+            kept.discard()
+
+    def close(self) -> None:
+        """Stops what is on its way."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def _open(self) -> Any:
+        if self._reader is None:
+            source = self._source
+            self._reader = self._constructor(source.bucket, source.key, source.get_object_info, source.get_stream)
+        return self._reader
+
+
+class TarIterator(Iterator[T_co], Generic[T_co]):
+    """Makes the samples of one iteration. It goes on after an error that it raised, with the next sample or shard.
+
+    Args:
+        rows: Rows of the shards in the index, from where the iteration stands.
+        get_source: Returns the object of a row.
+        constructor: Makes the readers of shards.
+        transform: Makes a sample of a dictionary.
+        on_error: What to do with errors.
+        progress: What to advance.
+        buffer_size: Number of samples to draw from; 0 for the order of the shards.
+        seed: Chooses the draws.
+    """
+
+    def __init__(
+        self,
+        rows: Iterator[int],
+        get_source: Callable[[int], ObjectSource],
+        constructor: S3ReaderConstructorProtocol,
+        transform: Callable[[dict[str, Any]], T_co],
+        on_error: ErrorHandler,
+        progress: Progress,
+        *,
+        buffer_size: int,
+        seed: int,
+    ) -> None:
+        self._rows = rows
+        self._get_source = get_source
+        self._constructor = constructor
+        self._transform = transform
+        self._on_error = on_error
+        self._progress = progress
+        self._buffer_size = buffer_size
+        place = progress.place
+        self._draw_key = mix_number(
+            mix_number(mix_number(seed) ^ progress.epoch) ^ (place.rank * place.num_workers + place.worker)
+        )
+        self._position = TarPosition.of_detail(progress.detail)
+        progress.describe = self._position.detail
+        self._buffer: list[TarSample] = []
+        self._coming: deque[TarShard] = deque()
+        self._shard: TarShard | None = None
+        self._samples: Iterator[TarSample] | None = None
+
+    def __next__(self) -> T_co:
+        while not self._progress.finished:
+            if len(self._buffer) < len(self._position.origins):
+                self._read_buffer_again()
+            found = self._next_sample()
+            if found is None:
+                self._progress.finished = True
+                break
+            sample, row = found
+            outcome = self._make(sample, row)
+            if outcome is not SKIP:
+                return outcome
+        self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stops what is on its way."""
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = self._samples = None
+        while self._coming:
+            self._coming.popleft().close()
+
+    def _make(self, sample: TarSample, row: int) -> T_co:
+        try:
+            return self._transform({"__key__": sample.key, **sample.fields})
+        except Exception as error:
+            if isinstance(error, StopIteration):
+                error = RuntimeError("the transform raised StopIteration")
+            error.add_note(f"in the sample {sample.key!r}")
+            outcome: T_co = self._on_error(error, self._get_source(row).uri)
+            return outcome
+
+    def _next_sample(self) -> tuple[TarSample, int] | None:
+        """Returns the sample to hand out and the row of its shard, from the buffer where there is one."""
+        origins = self._position.origins
+        while (coming := self._read_sample()) is not None:
+            sample, origin = coming
+            if not self._buffer_size:
+                return sample, origin[0]
+            if len(self._buffer) < self._buffer_size:
+                self._buffer.append(sample)
+                origins.append(origin)
+                continue
+            drawn = self._draw()
+            out, out_row = self._buffer[drawn], origins[drawn][0]
+            self._buffer[drawn], origins[drawn] = sample, origin
+            return out, out_row
+        if not self._buffer:
+            return None
+        drawn = self._draw()
+        self._buffer[drawn], self._buffer[-1] = self._buffer[-1], self._buffer[drawn]
+        origins[drawn], origins[-1] = origins[-1], origins[drawn]
+        return self._buffer.pop(), origins.pop()[0]
+
+    def _draw(self) -> int:
+        self._position.draws += 1
+        return mix_number(self._draw_key ^ self._position.draws) % len(self._buffer)
+
+    def _read_sample(self) -> tuple[TarSample, tuple[int, int, int]] | None:
+        """Reads the next sample of the shards in their order."""
+        while self._samples is not None or self._open_next_shard():
+            assert self._samples is not None
+            assert self._shard is not None
+            try:
+                sample = next(self._samples, None)
+            except Exception as error:
+                uri = self._shard.uri
+                self._end_shard()
+                self._on_error(error, uri)  # where it does not raise, the rest of the shard is left out
+                continue
+            if sample is None:
+                self._end_shard()
+                continue
+            self._position.offset = sample.end
+            return sample, (self._shard.row, sample.start, sample.end)
+        return None
+
+    def _open_next_shard(self) -> bool:
+        if not self._coming:
+            self._add_shard()
+        if not self._coming:
+            return False
+        self._shard = self._coming.popleft()
+        self._samples = self._shard.samples(self._position.offset)
+        while sum(shard.first_bytes for shard in self._coming) < _AHEAD_BYTES:
+            if len(self._coming) == _MAX_SHARDS_AHEAD or not self._add_shard():
+                break
+            self._coming[-1].prefetch()
+        return True
+
+    def _add_shard(self) -> bool:
+        row = next(self._rows, None)
+        if row is None:
+            return False
+        self._coming.append(TarShard(row, self._get_source(row), self._constructor))
+        return True
+
+    def _end_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+        self._shard = self._samples = None
+        self._position.offset = 0
+        self._progress.position += 1
+
+    def _read_buffer_again(self) -> None:
+        """Fetches the samples that were in the buffer when the state was saved, their own bytes alone."""
+        sources = [(self._get_source(row), start, end) for row, start, end in self._position.origins]
+        streams = [source.get_stream(start, end) for source, start, end in sources]
+        try:
+            for stream in streams:
+                stream.prefetch()
+            for (source, start, end), stream in zip(sources, streams, strict=True):
+                file = io.BytesIO(stream.read_all())
+                self._buffer += iterate_samples(file, source.uri, start, end)
+        finally:
+            for stream in streams:
+                stream.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_coming"):
+            self.close()

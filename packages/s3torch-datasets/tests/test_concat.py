@@ -1,0 +1,75 @@
+"""Datasets one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import methodcaller
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+from s3torch_datasets import S3ConcatDataset, S3MapDataset
+from servers import CountingServer
+
+read = methodcaller("read")
+
+
+@pytest.fixture
+def parts(counting_server: CountingServer, connection: dict[str, Any]) -> list[S3MapDataset[bytes]]:
+    for part in "ab":
+        for number in range(20):
+            counting_server.put(f"{part}/{number:02}", f"{part}{number}".encode())
+    prefix = f"s3://{counting_server.bucket}/"
+    return [S3MapDataset.from_prefix(prefix + part, transform=read, **connection) for part in "ab"]
+
+
+EXPECTED = [f"{part}{number}".encode() for part in "ab" for number in range(20)]
+
+
+def test_samples_come_as_from_torchs_own(parts: list[S3MapDataset[bytes]]) -> None:
+    both = S3ConcatDataset(parts)
+    assert len(both) == 40
+    assert [both[number] for number in (0, 19, 20, 39, -1)] == [EXPECTED[n] for n in (0, 19, 20, 39, -1)]
+    rows = torch.randperm(40, generator=torch.Generator().manual_seed(0)).tolist()
+    assert both.__getitems__(rows) == [EXPECTED[row] for row in rows]
+    assert both.__getitems__([]) == []
+
+
+def test_a_batch_over_both_is_fetched_at_the_same_time(
+    parts: list[S3MapDataset[bytes]], counting_server: CountingServer
+) -> None:
+    both = S3ConcatDataset(parts)
+    counting_server.shape(latency_seconds=0.1)
+    try:
+        (batch,) = DataLoader(both, batch_size=40, collate_fn=list)
+    finally:
+        counting_server.shape()
+    assert batch == EXPECTED
+    assert counting_server.counters()["most_in_flight"] >= 25
+
+
+def test_other_kinds_of_datasets_may_be_among_them(parts: list[S3MapDataset[bytes]]) -> None:
+    halves = random_split(parts[0], [10, 10], generator=torch.Generator().manual_seed(0))
+    mixed: S3ConcatDataset[Any] = S3ConcatDataset([*halves, TensorDataset(torch.arange(3)), parts[1]])
+    rows = [22, 5, 15, 21, 23, 0]
+    expected = [mixed[row] for row in rows]
+    assert mixed.__getitems__(rows) == expected
+    assert expected[0] == (torch.tensor(2),)
+
+
+def test_a_row_out_of_range_is_an_index_error(parts: list[S3MapDataset[bytes]]) -> None:
+    with pytest.raises(IndexError, match="40"):
+        S3ConcatDataset(parts).__getitems__([0, 40])
+
+
+def test_skipped_objects_are_left_out(
+    counting_server: CountingServer, connection: dict[str, Any], parts: list[S3MapDataset[bytes]]
+) -> None:
+    make: Callable[..., S3MapDataset[bytes]] = S3MapDataset.from_prefix
+    skipping = make(f"s3://{counting_server.bucket}/a", transform=read, on_error="skip", **connection)
+    both = S3ConcatDataset([skipping, parts[1]])
+    assert len(both) == 40
+    counting_server.delete("a/03")
+    assert both.__getitems__([2, 3, 25]) == [b"a2", b"b5"]

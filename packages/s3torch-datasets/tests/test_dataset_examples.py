@@ -1,0 +1,33 @@
+"""What the guide shows runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from servers import CountingServer
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_parts_of_the_guide_to_datasets_run(counting_server: CountingServer) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "docs/examples/datasets.py",
+            f"s3://{counting_server.bucket}/guide",
+            "us-east-1",
+        ],
+        cwd=ROOT,
+        env=os.environ | counting_server.environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all parts ran" in done.stdout

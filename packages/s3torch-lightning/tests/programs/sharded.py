@@ -1,0 +1,117 @@
+"""Two ranks of a Trainer train a sharded model, resume from `last`, and load it in every way."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+library, uri, strategy_name, how = sys.argv[1:]
+pl = importlib.import_module(library)
+callbacks = importlib.import_module(f"{library}.callbacks")
+
+import s3torch_lightning  # noqa: E402 (after the Lightning that it is to be made for)
+
+
+class Tiny(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 1))
+
+    def configure_model(self) -> None:
+        if strategy_name.endswith("ModelParallelStrategy"):
+            mesh = self.device_mesh["data_parallel"]
+            for module in (self.net[0], self.net[2], self.net):
+                fully_shard(module, mesh=mesh)
+        elif not isinstance(self.net, FullyShardedDataParallel):
+            # Wrapped here, because the strategy itself asks FSDP for a GPU.
+            self.net = FullyShardedDataParallel(self.net, device_id=torch.device("cpu"), use_orig_params=True)
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        self.log("score", torch.tensor(100.0 - self.global_step), sync_dist=True)
+        return (self.net(batch) - batch.sum(1, keepdim=True)).pow(2).mean()
+
+    def test_step(self, batch: torch.Tensor, index: int) -> None:
+        self.log("tested", self.net(batch).sum(), sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.trainer.model.parameters(), lr=0.05)
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(torch.arange(64.0).reshape(16, 4) / 64, batch_size=2)
+
+    test_dataloader = train_dataloader
+
+
+def strategy() -> Any:
+    if strategy_name.startswith("S3"):
+        module: Any = s3torch_lightning
+    else:
+        s3torch_lightning.S3LightningCheckpoint()  # the stock strategy, in a program that uses the plugin
+        module = importlib.import_module(f"{library}.strategies")
+    kind = getattr(module, strategy_name)
+    if strategy_name.endswith("FSDPStrategy"):
+        return kind(state_dict_type=how)
+    return kind(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=how == "sharded")
+
+
+def trainer(epochs: int, **kwargs: Any) -> Any:
+    checkpoint = callbacks.ModelCheckpoint(
+        dirpath=uri, monitor="score", save_top_k=2, save_last=True, filename="{step}", **kwargs
+    )
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return pl.Trainer(max_epochs=epochs, devices=2, strategy=strategy(), callbacks=[checkpoint], **quiet)
+
+
+def weights(trainer: Any) -> list[torch.Tensor]:
+    if strategy_name.endswith("FSDPStrategy"):
+        with FullyShardedDataParallel.summon_full_params(trainer.model, writeback=False):
+            return [value.detach().clone() for value in trainer.model.parameters()]
+    return [value.full_tensor().detach().clone() for value in trainer.model.parameters()]
+
+
+class Weights(pl.Callback):
+    """Keeps the weights as they are at the end of a stage, before the strategy takes the model apart."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.kept = weights(trainer)
+
+    on_test_end = on_train_end
+
+
+def main() -> None:
+    try:
+        whole, end = trainer(4), Weights()
+        whole.callbacks.append(end)
+        whole.fit(Tiny())
+    except TypeError as error:
+        print(f"refused: {error}")
+        assert os.listdir() == [], os.listdir()
+        return
+    first = trainer(2)
+    first.fit(Tiny())
+    resumed, again = trainer(4), Weights()
+    resumed.callbacks.append(again)
+    resumed.fit(Tiny(), ckpt_path=Path(f"{uri}/last-v1.ckpt"))
+    assert resumed.global_step == 16, resumed.global_step
+    assert all(torch.equal(*pair) for pair in zip(end.kept, again.kept, strict=True))
+
+    tester, loaded = trainer(4), Weights()
+    tester.callbacks.append(loaded)
+    tester.test(Tiny(), ckpt_path=f"{uri}/step=16.ckpt")
+    assert all(torch.equal(*pair) for pair in zip(end.kept, loaded.kept, strict=True))
+    with pytest.raises(FileNotFoundError, match=f"{uri}/none.ckpt"):
+        trainer(4).test(Tiny(), ckpt_path=f"{uri}/none.ckpt")
+    assert os.listdir() == [], os.listdir()
+    print(f"rank {resumed.global_rank} is done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""`S3AsyncCheckpoint`: what it holds, in which order it works, and what becomes of its errors."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from s3core import AccessDeniedError
+from s3torch_lightning import S3AsyncCheckpoint, S3FileSystem, S3LightningCheckpoint
+from servers import CountingServer
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def plugin(options: dict[str, Any], server: CountingServer) -> Iterator[S3AsyncCheckpoint]:
+    plugin = S3AsyncCheckpoint(**options, max_in_flight=2)
+    yield plugin
+    server.faults_clear()
+    server.release()
+    try:
+        plugin.teardown()
+    except AccessDeniedError:
+        pass
+
+
+def content(value: float) -> dict[str, Any]:
+    return {"state_dict": {"weight": torch.full((3, 2), value)}, "seen": [value]}
+
+
+def value_of(plugin: S3LightningCheckpoint, uri: str) -> float:
+    return float(S3LightningCheckpoint.load_checkpoint(plugin, uri)["state_dict"]["weight"][0, 0])
+
+
+def hold_uploads(server: CountingServer, **conditions: Any) -> None:
+    server.fault(operation="PutObject", hold=True, **conditions)
+
+
+def in_thread(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_save_returns_before_its_upload_ends(plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str) -> None:
+    hold_uploads(server)
+    plugin.save_checkpoint(content(1), f"{run_uri}/a.ckpt")
+    server.wait_for_requests(1, operation="PutObject")
+    assert server.keys() == []
+    server.release()
+    plugin.teardown()
+    assert server.keys() == ["run/a.ckpt"]
+
+
+def test_what_is_saved_is_what_was_there_at_the_call(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    hold_uploads(server, times=1)
+    plugin.save_checkpoint(content(0), f"{run_uri}/first.ckpt")
+    checkpoint = content(1)
+    plugin.save_checkpoint(checkpoint, f"{run_uri}/a.ckpt")
+    checkpoint["state_dict"]["weight"].fill_(2)
+    checkpoint["seen"].append(2)
+    checkpoint["state_dict"]["more"] = torch.ones(1)
+    server.wait_for_requests(1, operation="PutObject")
+    server.release()
+    loaded = plugin.load_checkpoint(f"{run_uri}/a.ckpt")
+    assert torch.equal(loaded["state_dict"]["weight"], torch.ones(3, 2))
+    assert loaded["seen"] == [1]
+    assert list(loaded["state_dict"]) == ["weight"]
+
+
+def test_tensors_that_share_memory_share_it_in_the_checkpoint(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    weight = torch.arange(2.0**18)
+    base = torch.arange(12.0).reshape(3, 4)
+    checkpoint = {"a": weight, "tied": weight, "view": base.t()[1:], "base": base, "bf16": base.bfloat16()}
+    checkpoint |= {"empty": torch.empty(0, 3), "scalar": torch.tensor(7), "bool": torch.tensor([True])}
+    checkpoint["parameter"] = torch.nn.Parameter(torch.ones(2))
+    plugin.save_checkpoint(checkpoint, f"{run_uri}/a.ckpt")
+    loaded = plugin.load_checkpoint(f"{run_uri}/a.ckpt")
+    assert loaded["a"].data_ptr() == loaded["tied"].data_ptr()
+    assert len(server.get("run/a.ckpt")) < 1.5 * weight.nbytes
+    for name, value in checkpoint.items():
+        assert torch.equal(loaded[name], value)
+        assert (loaded[name].dtype, loaded[name].stride()) == (value.dtype, value.stride())
+    assert isinstance(loaded["parameter"], torch.nn.Parameter)
+
+
+def test_a_save_beyond_the_bound_waits_for_room(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    hold_uploads(server)
+    for name in ("a", "b"):
+        plugin.save_checkpoint(content(1), f"{run_uri}/{name}.ckpt")
+    taken = threading.Event()
+
+    class Marked(dict[str, Any]):
+        def __reduce__(self) -> Any:
+            taken.set()
+            return dict, (list(self.items()),)
+
+    third = in_thread(lambda: plugin.save_checkpoint(Marked(content(3)), f"{run_uri}/c.ckpt"))
+    server.wait_for_requests(1, operation="PutObject")
+    assert third.is_alive()
+    assert not taken.is_set(), "a third copy was made while two were in flight"
+    server.faults_clear()
+    server.release()
+    third.join(30)
+    plugin.teardown()
+    assert server.keys() == ["run/a.ckpt", "run/b.ckpt", "run/c.ckpt"]
+
+
+def test_saves_to_one_path_arrive_in_their_order(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    for value in range(8):
+        plugin.save_checkpoint(content(value), f"{run_uri}/last.ckpt")
+    plugin.teardown()
+    assert value_of(plugin, f"{run_uri}/last.ckpt") == 7
+    assert [request.operation for request in server.requests].count("PutObject") == 8
+
+
+def test_a_removal_waits_for_the_save_before_it(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    plugin.save_checkpoint(content(1), f"{run_uri}/old.ckpt")
+    plugin.teardown()
+    hold_uploads(server)
+    plugin.save_checkpoint(content(2), f"{run_uri}/new.ckpt")
+    plugin.remove_checkpoint(f"{run_uri}/old.ckpt")
+    server.wait_for_requests(2, operation="PutObject")
+    assert server.keys() == ["run/old.ckpt"]
+    server.release()
+    plugin.teardown()
+    assert server.keys() == ["run/new.ckpt"]
+
+
+def test_a_removal_is_dropped_when_its_replacement_failed(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin.save_checkpoint(content(1), f"{run_uri}/old.ckpt")
+    plugin.teardown()
+    server.fault(operation="PutObject", status=403, code="AccessDenied")
+    plugin.save_checkpoint(content(2), f"{run_uri}/new.ckpt")
+    plugin.remove_checkpoint(f"{run_uri}/old.ckpt")
+    with caplog.at_level(logging.WARNING), pytest.raises(AccessDeniedError, match=r"new\.ckpt"):
+        plugin.teardown()
+    assert server.keys() == ["run/old.ckpt"]
+    assert "old.ckpt is kept" in caplog.text
+    # The error was raised; what comes after is not held against it.
+    server.faults_clear()
+    plugin.save_checkpoint(content(3), f"{run_uri}/new.ckpt")
+    plugin.remove_checkpoint(f"{run_uri}/old.ckpt")
+    plugin.teardown()
+    assert server.keys() == ["run/new.ckpt"]
+
+
+def test_an_error_surfaces_at_the_next_save_which_is_not_queued(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    server.fault(operation="PutObject", times=1, status=403, code="AccessDenied")
+    plugin.save_checkpoint(content(1), f"{run_uri}/a.ckpt")
+    server.wait_for_requests(1, operation="PutObject")
+
+    def go_on() -> None:
+        # The first call may come before the answer; with two in flight the third waits for it.
+        for name in ("b", "c", "d"):
+            plugin.save_checkpoint(content(2), f"{run_uri}/{name}.ckpt")
+
+    with pytest.raises(AccessDeniedError, match=r"a\.ckpt"):
+        go_on()
+    plugin.teardown()
+    assert "run/d.ckpt" not in server.objects()
+
+
+def test_an_error_surfaces_at_teardown_once(plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str) -> None:
+    server.fault(operation="PutObject", status=403, code="AccessDenied")
+    plugin.save_checkpoint(content(1), f"{run_uri}/a.ckpt")
+    with pytest.raises(AccessDeniedError, match=r"a\.ckpt"):
+        plugin.teardown()
+    plugin.teardown()
+
+
+def test_a_removal_that_fails_is_reported(plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str) -> None:
+    server.fault(operation="DeleteObject", status=403, code="AccessDenied")
+    plugin.remove_checkpoint(f"{run_uri}/a.ckpt")
+    with pytest.raises(AccessDeniedError, match=r"a\.ckpt"):
+        plugin.teardown()
+
+
+def test_a_checkpoint_that_cannot_be_pickled_fails_at_once_and_takes_no_room(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    for _ in range(3):
+        with pytest.raises(Exception, match=r"pickle|lambda"):
+            plugin.save_checkpoint({"function": lambda: 0}, f"{run_uri}/a.ckpt")
+    plugin.save_checkpoint(content(1), f"{run_uri}/a.ckpt")
+    plugin.teardown()
+    assert server.keys() == ["run/a.ckpt"]
+
+
+def test_a_checkpoint_in_upload_counts_as_existing(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    filesystem = S3FileSystem()
+    assert not filesystem.exists(f"{run_uri}/a.ckpt")
+    hold_uploads(server)
+    plugin.save_checkpoint(content(1), f"{run_uri}/a.ckpt")
+    server.wait_for_requests(1, operation="PutObject")
+    assert filesystem.exists(f"{run_uri}/a.ckpt")
+    plugin.remove_checkpoint(f"{run_uri}/a.ckpt")
+    assert not filesystem.exists(f"{run_uri}/a.ckpt")
+    server.faults_clear()
+    server.release()
+    plugin.teardown()
+    assert not filesystem.exists(f"{run_uri}/a.ckpt")
+
+
+def test_a_load_sees_what_was_saved_before_it(plugin: S3AsyncCheckpoint, run_uri: str) -> None:
+    plugin.save_checkpoint(content(5), f"{run_uri}/a.ckpt")
+    assert plugin.load_checkpoint(f"{run_uri}/a.ckpt")["seen"] == [5]
+
+
+def test_a_dropped_plugin_still_uploads_what_it_was_given(
+    options: dict[str, Any], server: CountingServer, run_uri: str
+) -> None:
+    plugin = S3AsyncCheckpoint(**options)
+    hold_uploads(server)
+    plugin.save_checkpoint(content(1), f"{run_uri}/a.ckpt")
+    server.wait_for_requests(1, operation="PutObject")
+    worker = next(thread for thread in threading.enumerate() if thread.name == "s3torch-lightning-uploads")
+    del plugin
+    gc.collect()
+    server.release()
+    worker.join(30)
+    assert server.keys() == ["run/a.ckpt"]
+
+
+def test_nothing_of_a_snapshot_stays_in_memory_once_it_arrived(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    plugin.save_checkpoint({"weight": torch.ones(2**20)}, f"{run_uri}/a.ckpt")
+    plugin.teardown()
+    gc.collect()
+    held = [each for each in gc.get_objects() if type(each).__name__ == "Snapshot"]
+    assert held == []
+
+
+def in_child(plugin: S3AsyncCheckpoint, uri: str) -> None:
+    plugin.save_checkpoint(content(2), f"{uri}/child.ckpt")
+    plugin.teardown()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_child_has_a_queue_of_its_own(plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str) -> None:
+    server.fault(operation="PutObject", key="run/parent.ckpt", hold=True)
+    plugin.save_checkpoint(content(1), f"{run_uri}/parent.ckpt")
+    server.wait_for_requests(1, operation="PutObject")
+    child = multiprocessing.get_context("fork").Process(target=in_child, args=(plugin, run_uri))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert server.keys() == ["run/child.ckpt"]
+    server.release()
+    plugin.teardown()
+    assert server.keys() == ["run/child.ckpt", "run/parent.ckpt"]
+
+
+PROGRAM = """
+import sys, torch
+from s3torch_lightning import S3AsyncCheckpoint
+plugin = S3AsyncCheckpoint()
+plugin.save_checkpoint({"epoch": 2, "weight": torch.zeros(int(sys.argv[2]) * 2**20, dtype=torch.uint8)}, sys.argv[1])
+print("saved", flush=True)
+"""
+
+
+def start_program(server: CountingServer, uri: str, mebibytes: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, uri, str(mebibytes)]
+    return subprocess.Popen(command, env=os.environ | server.environment(), stdout=subprocess.PIPE, text=True)
+
+
+def test_a_program_that_ends_without_teardown_waits_for_its_uploads(server: CountingServer, run_uri: str) -> None:
+    with start_program(server, f"{run_uri}/a.ckpt", 1) as program:
+        assert program.wait(60) == 0
+    assert server.keys() == ["run/a.ckpt"]
+
+
+def test_a_kill_in_mid_upload_leaves_the_previous_checkpoint(
+    options: dict[str, Any], server: CountingServer, run_uri: str
+) -> None:
+    plain = S3LightningCheckpoint(**options)
+    plain.save_checkpoint({"epoch": 1}, f"{run_uri}/a.ckpt")
+    server.fault(operation="CompleteMultipartUpload", hold=True)
+    with start_program(server, f"{run_uri}/a.ckpt", 24) as program:
+        server.wait_for_requests(1, timeout_seconds=60, operation="UploadPart")
+        program.send_signal(signal.SIGKILL)
+        program.wait(60)
+    assert plain.load_checkpoint(f"{run_uri}/a.ckpt") == {"epoch": 1}

@@ -1,0 +1,89 @@
+"""Trainings of two ranks on CPU over gloo, launched by Lightning itself as a user's program is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from servers import CountingServer
+
+
+def ranks_done(output: str) -> list[str]:
+    return sorted(re.findall(r"rank \d is done", output))
+
+
+@pytest.mark.parametrize(
+    ("library", "kind"), [("lightning.pytorch", "S3LightningCheckpoint"), ("pytorch_lightning", "S3AsyncCheckpoint")]
+)
+def test_an_interrupted_ddp_training_resumes_from_last_to_the_same_weights(
+    library: str, kind: str, server: CountingServer, run_uri: str, run_program: Callable[..., Any]
+) -> None:
+    pytest.importorskip(library)
+    done = run_program("ddp.py", server, [library, run_uri, kind])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ranks_done(done.stdout) == ["rank 0 is done", "rank 1 is done"]
+    assert server.keys() == ["run/last.ckpt", "run/step=12.ckpt", "run/step=8.ckpt"]
+    assert server.uploads() == []
+
+
+@pytest.mark.parametrize(
+    ("library", "strategy", "how"),
+    [
+        ("lightning.pytorch", "S3ModelParallelStrategy", "sharded"),
+        ("pytorch_lightning", "S3ModelParallelStrategy", "full"),
+        ("lightning.pytorch", "S3FSDPStrategy", "sharded"),
+    ],
+)
+def test_a_sharded_training_resumes_to_the_same_weights(
+    library: str, strategy: str, how: str, server: CountingServer, run_uri: str, run_program: Callable[..., Any]
+) -> None:
+    pytest.importorskip(library)
+    done = run_program("sharded.py", server, [library, run_uri, strategy, how])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ranks_done(done.stdout) == ["rank 0 is done", "rank 1 is done"]
+    keys = server.keys()
+    names = {key.split("/")[1] for key in keys}
+    assert {"last.ckpt", "last-v1.ckpt", "step=16.ckpt"} <= names
+    below = sorted(key.split("/")[2][:6] for key in keys if key.startswith("run/last.ckpt/"))
+    assert below == ([".metad", "__0_0.", "__1_0.", "meta.p"] if how == "sharded" else [])
+    assert server.uploads() == []
+
+
+@pytest.mark.parametrize("strategy", ["ModelParallelStrategy"])
+def test_a_stock_sharded_training_is_refused(
+    strategy: str, server: CountingServer, run_uri: str, run_program: Callable[..., Any]
+) -> None:
+    done = run_program("sharded.py", server, ["lightning.pytorch", run_uri, strategy, "sharded"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refused: ModelParallelStrategy cannot use s3://" in done.stdout
+    assert server.keys() == []
+
+
+@pytest.mark.parametrize(
+    ("library", "strategy", "ways"),
+    [
+        ("lightning.fabric", "S3ModelParallelStrategy", ["sharded", "full"]),
+        # In one object only on a GPU: torch 2.13 crashes while it gathers the state of an FSDP model on CPU.
+        ("lightning_fabric", "S3FSDPStrategy", ["sharded"]),
+    ],
+)
+def test_fabric_saves_and_loads_a_sharded_model_in_every_way(
+    library: str,
+    strategy: str,
+    ways: list[str],
+    server: CountingServer,
+    run_uri: str,
+    run_program: Callable[..., Any],
+) -> None:
+    pytest.importorskip(library)
+    done = run_program("fabric.py", server, [library, run_uri, strategy, *ways])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ranks_done(done.stdout) == ["rank 0 is done", "rank 1 is done"]
+    keys = server.keys()
+    assert ("run/full" in keys) == ("full" in ways)
+    assert ("run/both" in keys) != ("run/both/.metadata" in keys)
+    assert ("run/both" in keys) == (ways[-1] == "full")
+    assert server.uploads() == []

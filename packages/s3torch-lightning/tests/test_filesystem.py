@@ -1,0 +1,256 @@
+"""`s3://` in fsspec, as Lightning and its loggers use it."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.core import url_to_fs
+
+from s3core import AccessDeniedError, NoSuchBucketError, S3ClientConfig
+from s3torch_lightning import S3FileSystem, S3LightningCheckpoint, register_filesystem
+from servers import CountingServer
+
+
+@pytest.fixture
+def fs(options: dict[str, Any]) -> S3FileSystem:
+    S3LightningCheckpoint(**options)
+    filesystem, _ = url_to_fs("s3://bucket/any")
+    assert type(filesystem) is S3FileSystem
+    return filesystem
+
+
+@pytest.fixture
+def filled(server: CountingServer) -> str:
+    for key in ("run/a.ckpt", "run/b/.metadata", "run/b/x.distcp", "run2/c", "top"):
+        server.put(key, key.encode())
+    return f"s3://{server.bucket}"
+
+
+def test_a_folder_lists_its_files_and_folders(fs: S3FileSystem, filled: str) -> None:
+    bucket = filled.removeprefix("s3://")
+    assert fs.ls(filled, detail=False) == [f"{bucket}/run", f"{bucket}/run2", f"{bucket}/top"]
+    for path in (f"{filled}/run", f"{filled}/run/", f"{bucket}/run"):
+        entries = fs.ls(path, detail=True)
+        assert [(each["name"], each["type"], each["size"]) for each in entries] == [
+            (f"{bucket}/run/a.ckpt", "file", 10),
+            (f"{bucket}/run/b", "directory", 0),
+        ]
+    assert fs.ls(f"{filled}/run/a.ckpt", detail=False) == [f"{bucket}/run/a.ckpt"]
+
+
+def test_a_folder_that_is_not_there_is_a_file_not_found_error(fs: S3FileSystem, filled: str) -> None:
+    with pytest.raises(FileNotFoundError, match="none"):
+        fs.ls(f"{filled}/none")
+    with pytest.raises(FileNotFoundError, match="none"):
+        fs.info(f"{filled}/none")
+
+
+def test_what_exists_is_told_apart(fs: S3FileSystem, filled: str) -> None:
+    expected = {"run": (True, True, False), "run/a.ckpt": (True, False, True), "ru": (False, False, False)}
+    expected |= {"run/b/": (True, True, False), "top": (True, False, True), "top/x": (False, False, False)}
+    for name, answers in expected.items():
+        path = f"{filled}/{name}"
+        assert (fs.exists(path), fs.isdir(path), fs.isfile(path)) == answers, name
+    assert fs.isdir(filled)
+
+
+def test_a_folder_exists_once_it_was_made_and_leaves_nothing_in_the_bucket(
+    fs: S3FileSystem, server: CountingServer
+) -> None:
+    path = f"s3://{server.bucket}/logs/version_0"
+    assert not fs.isdir(path)
+    fs.makedirs(path)
+    assert fs.isdir(path)
+    assert fs.isdir(f"s3://{server.bucket}/logs")
+    assert fs.ls(path) == []
+    fs.makedirs(path, exist_ok=True)
+    with pytest.raises(FileExistsError):
+        fs.makedirs(path)
+    fs.rmdir(path)
+    assert not fs.exists(path)
+    assert server.keys() == []
+
+
+def test_a_missing_bucket_is_not_taken_for_a_missing_file(fs: S3FileSystem) -> None:
+    for ask in (fs.exists, fs.isdir, fs.isfile, fs.info, fs.ls):
+        with pytest.raises(NoSuchBucketError):
+            ask("s3://no-such-bucket/run")
+
+
+def test_missing_permission_is_not_taken_for_a_missing_file(
+    fs: S3FileSystem, filled: str, server: CountingServer
+) -> None:
+    server.fault(status=403, code="AccessDenied")
+    for ask in (fs.exists, fs.isdir, fs.isfile):
+        with pytest.raises(AccessDeniedError):
+            ask(f"{filled}/run")
+
+
+def test_find_walk_and_glob_see_every_file(fs: S3FileSystem, filled: str) -> None:
+    bucket = filled.removeprefix("s3://")
+    assert fs.find(f"{filled}/run") == [f"{bucket}/run/{name}" for name in ("a.ckpt", "b/.metadata", "b/x.distcp")]
+    assert fs.find(f"{filled}/top") == [f"{bucket}/top"]
+    assert fs.find(f"{filled}/run", maxdepth=1) == [f"{bucket}/run/a.ckpt"]
+    assert fs.glob(f"{filled}/run/*.ckpt") == [f"{bucket}/run/a.ckpt"]
+    assert [folder for folder, _, _ in fs.walk(f"{filled}/run")] == [f"{bucket}/run", f"{bucket}/run/b"]
+    assert fs.find(f"{filled}/run", detail=True)[f"{bucket}/run/a.ckpt"]["size"] == 10
+
+
+def test_files_are_read_and_written(fs: S3FileSystem, server: CountingServer) -> None:
+    path = f"s3://{server.bucket}/dir//odd name+%.txt"
+    with fs.open(path, "wb") as file:
+        file.write(b"bytes")
+    assert server.objects() == {"dir//odd name+%.txt": b"bytes"}
+    with fs.open(path, "rb") as file:
+        assert file.read(2) == b"by"
+        file.seek(-1, 2)
+        assert file.read() == b"s"
+    with fs.open(path, "w", encoding="utf-8", newline="") as file:
+        file.write("ä\n")
+    with fs.open(path, "r", encoding="utf-8", newline="") as file:
+        assert file.read() == "ä\n"
+    with fsspec.open(path, "rb") as file:
+        assert file.read() == "ä\n".encode()
+    fs.pipe(path, b"")
+    assert fs.cat(path) == b""
+
+
+def test_appending_keeps_what_was_there(fs: S3FileSystem, server: CountingServer) -> None:
+    path = f"s3://{server.bucket}/log.csv"
+    for line in ("one\n", "two\n"):
+        with fs.open(path, "a", newline="") as file:
+            file.write(line)
+    assert server.get("log.csv") == b"one\ntwo\n"
+
+
+def test_a_file_that_exists_is_not_created_again(fs: S3FileSystem, filled: str) -> None:
+    with pytest.raises(FileExistsError):
+        fs.open(f"{filled}/top", "xb")
+    with pytest.raises(ValueError, match="mode"):
+        fs.open(f"{filled}/top", "r+b")
+
+
+@pytest.mark.parametrize("mode", ["wb", "w", "a"])
+def test_an_exception_in_the_block_leaves_the_old_file(
+    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
+) -> None:
+    def interrupted() -> None:
+        with fs.open(f"{filled}/top", mode) as file:
+            file.write(b"half" if mode == "wb" else "half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    gc.collect()
+    assert server.get("top") == b"top"
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_a_file_dropped_without_close_leaves_the_old_one(
+    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
+) -> None:
+    file = fs.open(f"{filled}/top", mode)
+    file.write(b"half" if mode == "wb" else "half")
+    del file
+    gc.collect()
+    assert server.get("top") == b"top"
+
+
+def test_a_transaction_shows_all_of_its_files_at_its_end_or_none(
+    fs: S3FileSystem, filled: str, server: CountingServer
+) -> None:
+    def write(error: bool) -> None:
+        with fs.transaction:
+            for name in ("top", "new"):
+                with fs.open(f"{filled}/{name}", "wb") as file:
+                    file.write(b"later")
+            assert server.get("top") == b"top"
+            if error:
+                raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        write(error=True)
+    assert server.get("top") == b"top"
+    assert "new" not in server.objects()
+    write(error=False)
+    assert server.get("top") == server.get("new") == b"later"
+
+
+def test_removing_is_exact(fs: S3FileSystem, filled: str, server: CountingServer) -> None:
+    fs.rm(f"{filled}/run/a.ckpt")
+    with pytest.raises(IsADirectoryError):
+        fs.rm(f"{filled}/run")
+    fs.rm(f"{filled}/run", recursive=True)
+    assert server.keys() == ["run2/c", "top"]
+    with pytest.raises(FileNotFoundError):
+        fs.rm(f"{filled}/run", recursive=True)
+    for bucket in (filled, f"{filled}/"):
+        with pytest.raises(ValueError, match="whole bucket"):
+            fs.rm(bucket, recursive=True)
+    fs.cp(f"{filled}/top", f"{filled}/copy")
+    fs.mv(f"{filled}/copy", f"{filled}/moved")
+    assert server.objects() == {"moved": b"top", "run2/c": b"run2/c", "top": b"top"}
+
+
+def test_the_settings_are_those_of_the_plugin_made_last(options: dict[str, Any], fs: S3FileSystem) -> None:
+    assert fs.settings.endpoint == options["endpoint"]
+    other = S3ClientConfig(access_key_id="other", secret_access_key="secret")
+    S3LightningCheckpoint("eu-west-1", other, "http://127.0.0.1:1")
+    assert (fs.settings.endpoint, fs.settings.s3client_config) == ("http://127.0.0.1:1", other)
+    own = S3FileSystem(endpoint="http://127.0.0.1:2")
+    assert own.settings.endpoint == "http://127.0.0.1:2"
+    S3LightningCheckpoint(**options)
+    assert own.settings.endpoint == "http://127.0.0.1:2"
+    assert pickle.loads(pickle.dumps(own)).settings.endpoint == "http://127.0.0.1:2"
+
+
+def test_an_option_of_s3fs_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="'anon'"):
+        fsspec.filesystem("s3", anon=True)
+
+
+def in_fresh_interpreter(program: str, *paths: Path) -> str:
+    search = [*map(str, paths), *(path for path in sys.path if path)]
+    program = f"import sys; sys.path[:0] = {search!r}\nimport fsspec\n{program}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+SHOW = "print(type(fsspec.filesystem('s3')).__module__)"
+
+
+def test_importing_the_package_is_enough_where_s3fs_is_absent() -> None:
+    assert in_fresh_interpreter(f"import s3torch_lightning\n{SHOW}") == "s3torch_lightning._filesystem"
+
+
+def test_s3fs_is_left_alone_where_it_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "s3fs.py").write_text(
+        "__version__ = '2026.1'\nfrom fsspec import AbstractFileSystem\n"
+        "class S3FileSystem(AbstractFileSystem):\n    protocol = 's3'\n"
+    )
+    made = "import s3torch_lightning\ns3torch_lightning.S3LightningCheckpoint()\n"
+    assert in_fresh_interpreter(f"{made}{SHOW}", tmp_path) == "s3fs"
+    replaced = f"{SHOW}\n{made}s3torch_lightning.register_filesystem(replace=True)\n{SHOW}"
+    assert in_fresh_interpreter(replaced, tmp_path).split() == ["s3fs", "s3torch_lightning._filesystem"]
+
+
+def test_a_filesystem_that_the_user_registered_is_left_alone() -> None:
+    program = (
+        "class Mine(fsspec.AbstractFileSystem):\n    protocol = 's3'\n"
+        "fsspec.register_implementation('s3', Mine)\n"
+        f"import s3torch_lightning\nassert not s3torch_lightning.register_filesystem()\n{SHOW}"
+    )
+    assert in_fresh_interpreter(program) == "__main__"
+
+
+def test_registering_again_changes_nothing(fs: S3FileSystem) -> None:
+    assert register_filesystem()
+    assert type(fsspec.filesystem("s3")) is type(fs)
