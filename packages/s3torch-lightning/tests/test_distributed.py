@@ -52,16 +52,6 @@ def test_a_sharded_training_resumes_to_the_same_weights(
     assert server.uploads() == []
 
 
-@pytest.mark.parametrize("strategy", ["ModelParallelStrategy"])
-def test_a_stock_sharded_training_is_refused(
-    strategy: str, server: CountingServer, run_uri: str, run_program: Callable[..., Any]
-) -> None:
-    done = run_program("sharded.py", server, ["lightning.pytorch", run_uri, strategy, "sharded"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "refused: ModelParallelStrategy cannot use s3://" in done.stdout
-    assert server.keys() == []
-
-
 @pytest.mark.parametrize(
     ("library", "strategy", "ways"),
     [

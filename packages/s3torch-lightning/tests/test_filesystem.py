@@ -236,9 +236,8 @@ def test_s3fs_is_left_alone_where_it_is_installed(tmp_path: Path) -> None:
         "__version__ = '2026.1'\nfrom fsspec import AbstractFileSystem\n"
         "class S3FileSystem(AbstractFileSystem):\n    protocol = 's3'\n"
     )
-    made = "import s3torch_lightning\ns3torch_lightning.S3LightningCheckpoint()\n"
-    assert in_fresh_interpreter(f"{made}{SHOW}", tmp_path) == "s3fs"
-    replaced = f"{SHOW}\n{made}s3torch_lightning.register_filesystem(replace=True)\n{SHOW}"
+    made = "import s3torch_lightning\nassert not s3torch_lightning.register_filesystem()\n"
+    replaced = f"{made}{SHOW}\ns3torch_lightning.register_filesystem(replace=True)\n{SHOW}"
     assert in_fresh_interpreter(replaced, tmp_path).split() == ["s3fs", "s3torch_lightning._filesystem"]
 
 

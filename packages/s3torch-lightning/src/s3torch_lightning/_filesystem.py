@@ -13,6 +13,7 @@ from s3core import GetObjectStream, NoSuchBucketError, NoSuchKeyError, S3Client,
 from s3torch_datasets import S3ReaderConstructor, S3Writer
 
 from ._files import DeferredWriter, TextWriter
+from ._repairs import repair_imported
 from ._settings import S3Settings, current_settings
 from ._uploads import pending_state
 
@@ -57,6 +58,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
                 "s3client_config, and s3fs takes others"
             )
         super().__init__(**storage_options)
+        repair_imported()
         own = S3Settings(region, endpoint, s3client_config)
         self._own_settings = None if own == S3Settings() else own
 
