@@ -4,7 +4,7 @@ python docs/examples/checkpoints.py s3://my-bucket/some/prefix eu-central-1
 """
 
 # mypy: disable-error-code="attr-defined, union-attr"
-# Strict mypy does not take what torch.distributed re-exports for public; async_save returns a future unless told otherwise.
+# Strict mypy takes nothing that torch.distributed re-exports for public, and async_save may return other than a future.
 
 from __future__ import annotations
 
