@@ -76,7 +76,7 @@ def save_distributed(uri: str, region: str) -> None:
 
     # --8<-- [start:async]
     writer = S3StorageWriter(region, f"{uri}/run/step-200")
-    future = dcp.async_save({"model": model.state_dict(), "step": 200}, storage_writer=writer)
+    future: Any = dcp.async_save({"model": model.state_dict(), "step": 200}, storage_writer=writer)
     # ... train on; the state was copied before async_save returned ...
     future.result()  # raises what went wrong
     # --8<-- [end:async]
