@@ -262,7 +262,7 @@ class S3StorageReader(StorageReader):
                 allowance_bytes=sum(allowance.values()),
                 etags=etags,
             )
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch.
             torch.cuda.synchronize()  # copies out of pinned buffers may still be on their way
 
     def _info(self, index: Any) -> Any:
