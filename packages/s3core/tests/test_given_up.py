@@ -230,9 +230,7 @@ class TestWhileRequestsAreOnTheirWay:
         server.wait_for_requests(2, operation="UploadPart")
         aborting = threading.Thread(target=stream.abort)
         aborting.start()
-        server.release()
-        aborting.join(20)
-        assert not aborting.is_alive()
+        wait_until(lambda: server.release() >= 0 and not aborting.is_alive())
         assert server.operations()[-1] == "AbortMultipartUpload"
         assert server.uploads() == []
 
@@ -254,10 +252,7 @@ class TestWhileRequestsAreOnTheirWay:
         aborting = threading.Thread(target=stream.abort)
         aborting.start()
         wait_until(lambda: stream._aborted)
-        server.release()
-        for thread in (writing, aborting):
-            thread.join(20)
-            assert not thread.is_alive()
+        wait_until(lambda: server.release() >= 0 and not (writing.is_alive() or aborting.is_alive()))
         assert server.uploads() == []
         assert len(failures) == 1
         assert "aborted" in str(failures[0])
@@ -269,8 +264,7 @@ class TestWhileRequestsAreOnTheirWay:
         server.fault(operation="CompleteMultipartUpload", hold=True, status=503, code="SlowDown")
         with pytest.raises(KeyboardInterrupt), _interrupted_when(server, "CompleteMultipartUpload"):
             stream.close()
-        server.release()
-        wait_until(lambda: server.uploads() == [])
+        wait_until(lambda: server.release() >= 0 and server.uploads() == [])
 
     def test_an_interrupted_small_object_is_not_sent_again_later(
         self, server: CountingServer, bucket: str, client: S3Client, stream: PutObjectStream
@@ -295,8 +289,7 @@ class TestWhileRequestsAreOnTheirWay:
         with pytest.raises(KeyboardInterrupt), stream:
             raise KeyboardInterrupt
         assert time.monotonic() - began < 1
-        server.release()
-        wait_until(lambda: server.uploads() == [])
+        wait_until(lambda: server.release() >= 0 and server.uploads() == [])
 
     def test_an_abort_that_the_store_refuses_is_told_with_the_remedy(
         self, server: CountingServer, bucket: str, stream: PutObjectStream, caplog: pytest.LogCaptureFixture

@@ -144,6 +144,16 @@ def test_a_proxy_of_the_config_carries_every_request(counting_server: CountingSe
     assert [asked for asked in proxy.asked if expected.lower() not in asked.lower()] == []
 
 
+def test_a_proxy_does_not_change_an_odd_key(counting_server: CountingServer, proxy: Proxy) -> None:
+    client, bucket = client_of_a_far_host(counting_server, proxy=proxy.url), counting_server.bucket
+    for key in ("a/../b", "./a", "..", "a//b", "dir/", "/lead", "sp ace+%41ü漢"):
+        with client.put_object(bucket, key) as stream:
+            stream.write(key.encode())
+        assert counting_server.keys() == [key]
+        assert client.get_object(bucket, key).read_all() == key.encode()
+        client.delete_object(bucket, key)
+
+
 def test_a_proxy_of_the_environment_carries_every_request(
     counting_server: CountingServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,6 @@ def test_a_wrong_region_is_corrected_for_all_that_is_on_its_way(
     for thread in threads:
         thread.start()
     counting_server.wait_for_requests(8, operation=operation)
-    counting_server.release()
-    for thread in threads:
-        thread.join()
+    while any(thread.is_alive() for thread in threads):
+        counting_server.release()
     assert failures == []

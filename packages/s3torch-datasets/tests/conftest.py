@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import get_all_start_methods
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from s3core import S3ClientConfig
 from s3torch_datasets import S3IterableDataset, S3MapDataset
 from servers import CountingServer
 
-START_METHODS = ["fork", "spawn", "forkserver"]
+# macOS has no private copy of the native library, so that s3core names spawn there.
+START_METHODS = [name for name in get_all_start_methods() if name != "fork" or sys.platform == "linux"]
 
 
 @pytest.fixture(params=START_METHODS)

@@ -248,7 +248,7 @@ def test_an_iterator_that_is_dropped_stops_what_is_on_its_way(
     del iterator
     gc.collect()
     assert PROCESS_BUDGET.used_bytes == 0
-    assert counting_server.operations().count("GetObject") <= 70
+    assert counting_server.operations().count("GetObject") <= 134
 
 
 def test_ranges_of_a_large_object_do_not_read_ahead(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -305,3 +306,24 @@ def test_an_iterator_that_is_dropped_closes_its_readers(make: Make, counting_ser
     next(iterator)
     del iterator
     assert counting_server.counters()["bytes_sent"] < 30 * 2**20
+
+
+def test_the_second_epoch_over_cached_shards_sends_no_get(
+    make: Make, shards: list[str], counting_server: CountingServer, tmp_path: Path
+) -> None:
+    counting_server.put("shards/large.tar", archive([(f"{n}.bin", bytes(2**20)) for n in range(10)]))
+    dataset = make(transform=key, cache_dir=tmp_path)
+    first = list(dataset)
+    counting_server.clear()
+    assert list(dataset) == first
+    assert counting_server.operations() == []
+
+
+def test_a_shard_that_was_left_early_is_not_cached(
+    make: Make, shards: list[str], counting_server: CountingServer, tmp_path: Path
+) -> None:
+    counting_server.put("shards/0.tar", archive([(f"{n}.bin", bytes(2**20)) for n in range(20)]))
+    iterator = iter(make(transform=key, cache_dir=tmp_path))
+    next(iterator)
+    del iterator
+    assert [path for path in tmp_path.glob("*/*") if path.stat().st_size > 2**20] == []

@@ -1,5 +1,6 @@
 """A small S3 server of our own: it records what is asked, injects faults, and is fast enough to benchmark with."""
 
+from servers.counting._control import send_command
 from servers.counting._faults import Fault
 from servers.counting._objects import GeneratedObject, GeneratedObjects
 from servers.counting._records import RecordedRequest
@@ -10,6 +11,7 @@ __all__ = [
     # the server
     "CountingServer",
     "start_counting_server",
+    "send_command",
     # what it is told
     "Fault",
     "GeneratedObject",

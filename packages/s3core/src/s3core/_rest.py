@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -246,20 +247,28 @@ class RestClient:
         headers = self._headers(request)
         if keys is not None:
             headers = _sign(request.method, url, headers, keys, address.region)
+        pool = self._pool(url)
         parts = urlsplit(url)
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        if pool.proxy is not None and parts.scheme == "http":
+            # A proxy is told the whole URL, of which urllib3 would collapse dot segments; TLS goes through a tunnel.
+            # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
+            target = f"{parts.scheme}://{parts.netloc}{_DOT_SEGMENT.sub(_escape_dots, target)}"
+            headers = {**headers, **pool.proxy_headers}
         started = time.perf_counter()
         status: int | str = "no answer"
         try:
-            response = self._pool(url).urlopen(
+            response = pool.urlopen(
                 request.method,
                 target,
                 body=request.body,  # type: ignore[arg-type]  # urllib3's types leave out bytearray, which it sends.
                 headers=headers,
                 retries=False,
                 redirect=False,
+                assert_same_host=False,
                 preload_content=not request.stream,
                 decode_content=False,
+                enforce_content_length=True,  # not urllib3 1.26's default: a cut body would pass for a whole one
             )
             if request.stream and response.status >= 300:
                 response.read(cache_content=True)  # for `data`
@@ -319,6 +328,13 @@ class RestClient:
                 )
             manager = urllib3.ProxyManager(proxy, **options)
         return manager.connection_from_url(origin)
+
+
+_DOT_SEGMENT = re.compile(r"(?<=/)\.{1,2}(?=[/?]|$)")
+
+
+def _escape_dots(segment: re.Match[str]) -> str:
+    return segment.group().replace(".", "%2E")
 
 
 def back_off(attempt: int, stop: threading.Event | None = None) -> None:

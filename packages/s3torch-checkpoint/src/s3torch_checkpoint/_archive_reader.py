@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from typing import Any
 
 from s3core import GetObjectStream, ObjectChangedError, ObjectInfo, S3Client, S3Exception
 
+from ._archive_directory import Member, archive_members, directory_start
 from ._progress import TransferProgress
 
 KiB = 2**10
@@ -24,8 +24,6 @@ _SKIP_BYTES = 4 * MiB
 _IN_PLACE_BYTES = 64 * MiB
 # torch keeps two small members between the last tensor and the directory.
 _BEFORE_DIRECTORY_BYTES = 4 * KiB
-_END_RECORD = b"PK\x05\x06"
-_END_RECORD_64 = b"PK\x06\x06"
 
 
 class ArchiveReader(io.RawIOBase):
@@ -61,6 +59,20 @@ class ArchiveReader(io.RawIOBase):
     def size(self) -> int:
         """Length of the object in bytes."""
         return self._info.size
+
+    @property
+    def etag(self) -> str | None:
+        """ETag of the version that is read."""
+        return self._info.etag
+
+    def members(self) -> list[Member] | None:
+        """Where the archive's members lie; None when this is no archive as `torch.save` writes it."""
+        if self._tail_start == self.size:
+            self._fetch_tail()
+        start = directory_start(bytes(self._tail))
+        if start is None or not self._tail_start <= start < self.size:
+            return None
+        return archive_members(bytes(self._tail[start - self._tail_start :]), start)
 
     def readable(self) -> bool:
         """True."""
@@ -175,7 +187,7 @@ class ArchiveReader(io.RawIOBase):
         with self._open(start, self.size) as stream:
             tail = stream.read_all()
             self._check_version(stream)
-        directory = _directory_start(tail)
+        directory = directory_start(tail)
         if directory is not None:
             wanted = max(0, directory - _BEFORE_DIRECTORY_BYTES)
             if self.size - _MAX_TAIL_BYTES <= wanted < start:
@@ -185,17 +197,3 @@ class ArchiveReader(io.RawIOBase):
                 start = wanted
         self._tail = memoryview(tail)
         self._tail_start = start
-
-
-def _directory_start(tail: bytes) -> int | None:
-    """Read from the end of a zip archive where its directory begins; None when this is no zip archive.
-
-    https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14 to 4.3.16
-    """
-    end_64 = tail.rfind(_END_RECORD_64)
-    if end_64 >= 0 and len(tail) >= end_64 + 56:
-        return int(struct.unpack_from("<Q", tail, end_64 + 48)[0])
-    end = tail.rfind(_END_RECORD)
-    if end >= 0 and len(tail) >= end + 22:
-        return int(struct.unpack_from("<I", tail, end + 16)[0])
-    return None

@@ -16,6 +16,7 @@ from ._archive_reader import ArchiveReader
 from ._cache import cached_copy, default_cache_dir
 from ._open_reader import open_reader
 from ._payload_size import estimate_saved_bytes
+from ._planned_load import NotPlannable, is_plannable, load_planned
 from ._progress import TransferProgress
 from ._upload import upload
 
@@ -153,6 +154,12 @@ class S3Checkpoint:
         if mmap:
             path = self._download(bucket, key, Path(cache_dir) if cache_dir else default_cache_dir(), progress)
             return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
+        if is_plannable(map_location, weights_only):
+            try:
+                with TransferProgress(f"Loading {s3_uri}", None, progress) as bar:
+                    return load_planned(self._client, bucket, key, map_location, bar)
+            except NotPlannable:
+                pass
         with (
             TransferProgress(f"Loading {s3_uri}", None, progress) as bar,
             ArchiveReader(self._client, bucket, key, bar) as file,

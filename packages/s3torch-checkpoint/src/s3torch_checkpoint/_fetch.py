@@ -9,7 +9,7 @@ from typing import Protocol
 
 from s3core import RangeRead, S3Client
 
-from ._fetch_plan import Fetch, Want, plan_fetches
+from ._fetch_plan import ALONE_BYTES, Fetch, Want, plan_fetches
 from ._progress import TransferProgress
 from ._threads import StoppedError
 
@@ -53,6 +53,7 @@ def fetch_pieces(
     *,
     allowance_bytes: int = 0,
     window_bytes: int = WINDOW_BYTES,
+    alone_bytes: int = ALONE_BYTES,
     etags: Mapping[str, str] | None = None,
 ) -> None:
     """Fetch every piece and finish it.
@@ -66,6 +67,7 @@ def fetch_pieces(
         pieces: What to fetch, in any order; they may overlap.
         progress: Counts the bytes as they arrive.
         allowance_bytes: See `plan_fetches`.
+        alone_bytes: See `plan_fetches`.
         window_bytes: Bound of the memory for what does not go straight to its destination.
         etags: The ETag that each key must have, for the keys that are known.
 
@@ -76,7 +78,7 @@ def fetch_pieces(
         if piece.want.start == piece.want.end:
             piece.open()
             piece.finish()
-    plan = plan_fetches([piece.want for piece in pieces], allowance_bytes=allowance_bytes)
+    plan = plan_fetches([piece.want for piece in pieces], allowance_bytes=allowance_bytes, alone_bytes=alone_bytes)
     load = _Load(client, bucket, pieces, plan, progress, etags or {})
     batches = _split(plan, pieces, window_bytes // 2)
     current = next(batches, None)

@@ -27,11 +27,23 @@ def tensor_buffer(tensor: torch.Tensor) -> memoryview:
             f"only a contiguous strided CPU tensor has its bytes in one piece, got {tensor.layout}, {tensor.device}, "
             f"shape {tuple(tensor.shape)}, strides {tensor.stride() if tensor.layout == torch.strided else None}"
         )
-    length = tensor.nbytes
+    start = tensor.storage_offset() * tensor.itemsize
+    return storage_buffer(tensor.untyped_storage())[start : start + tensor.nbytes]
+
+
+def storage_buffer(storage: torch.UntypedStorage) -> memoryview:
+    """View the memory of a CPU storage as bytes; the view keeps the storage alive.
+
+    Args:
+        storage: A storage on the CPU.
+
+    Returns:
+        A writable view of all its bytes.
+    """
+    length = storage.nbytes()
     if length == 0:
         return memoryview(bytearray())
-    storage = tensor.untyped_storage()
-    array = (ctypes.c_ubyte * length).from_address(tensor.data_ptr())
+    array = (ctypes.c_ubyte * length).from_address(storage.data_ptr())
     array._storage = storage  # type: ignore[attr-defined]  # ctypes instances have a __dict__; this one owns the memory
     return memoryview(array).cast("B")
 

@@ -11,7 +11,7 @@ from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._progress import progress_bar
 
 
-def complete_index(index: ObjectIndex, client: S3Client, *, progress: bool | None) -> ObjectIndex:
+def complete_index(index: ObjectIndex, client: S3Client, *, progress: bool) -> ObjectIndex:
     """Returns the index with size and ETag of every object, by a HEAD for each of those that lack them.
 
     One that cannot be asked for stays as it is, so that its error comes when it is read.

@@ -28,6 +28,9 @@ from s3torch_datasets._shared_index import SharedIndex
 
 T_co = TypeVar("T_co", covariant=True, default=S3Reader)
 
+# Of the client's memory limit: 256 MiB by default, 50 objects of 5 MB at a time.
+_LOOK_AHEAD_SHARE = 4
+
 GetDatasetObjects = Callable[[S3Client], Iterable[S3BucketKeyData]]
 
 
@@ -153,7 +156,7 @@ class ObjectDataset(Generic[T_co]):
         return LookAhead(
             iter(sources),
             max_objects=max(1, self._config.concurrency // workers),
-            max_bytes=self._config.memory_limit // workers,
+            max_bytes=self._config.memory_limit // _LOOK_AHEAD_SHARE // workers,
             part_size_bytes=self._config.part_size,
         )
 

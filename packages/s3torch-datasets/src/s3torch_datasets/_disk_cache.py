@@ -74,6 +74,10 @@ class DiskCache:
             os.utime(path)
         return descriptor
 
+    def has(self, bucket: str, info: ObjectInfo) -> bool:
+        """Returns whether the object's file is there."""
+        return os.path.exists(self.path_of(bucket, info))
+
     def begin(self, bucket: str, info: ObjectInfo) -> CacheFile | None:
         """Returns a file to write an object to; None when there is no place for it."""
         if not self._is_writable or info.size > self.size_bytes:

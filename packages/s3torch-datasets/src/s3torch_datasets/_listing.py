@@ -30,7 +30,7 @@ class PrefixObjects:
         """Lists one object after the other."""
         return iter(self.make_index(client, ObjectFilter(), progress=False))
 
-    def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool | None) -> ObjectIndex:
+    def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool) -> ObjectIndex:
         """Lists the prefix."""
         with progress_bar(f"Listing {self.uri}", " objects", shown=progress) as bar:
             selector = list_prefix(client, self.bucket, self.prefix, object_filter or ObjectFilter(), bar.update)
@@ -62,7 +62,7 @@ class UriObjects:
         """Returns the objects; sends nothing."""
         return iter(self._index)
 
-    def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool | None) -> ObjectIndex:
+    def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool) -> ObjectIndex:
         """Returns the objects; sends nothing."""
         if object_filter is None:
             return self._index

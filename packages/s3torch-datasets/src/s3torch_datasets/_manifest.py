@@ -45,7 +45,7 @@ class ManifestObjects:
         """Yields the objects of the manifest."""
         return self._objects(client, self.manifest, self.columns, None)
 
-    def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool | None) -> ObjectIndex:
+    def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool) -> ObjectIndex:
         """Reads the manifest."""
         builder = IndexBuilder()
         with progress_bar(f"Reading {self.manifest}", " objects", shown=progress) as bar:

@@ -10,7 +10,7 @@ from typing_extensions import Buffer
 from s3core import ObjectInfo
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._cached_streams import CachingStream, FileStream
-from s3torch_datasets._disk_cache import DiskCache
+from s3torch_datasets._disk_cache import CacheFile, DiskCache
 
 
 class ObjectStream(Protocol):
@@ -139,6 +139,13 @@ class ObjectSource:
         ready, self._ready = self._ready, None
         if ready is not None:
             ready.close()
+
+    def begin_cache_file(self) -> CacheFile | None:
+        """Returns a file of the cache to write the whole object to, where it is wanted and not there."""
+        info = self._info
+        if self._cache is None or info is None or info.etag is None or self._cache.has(self.bucket, info):
+            return None
+        return self._cache.begin(self.bucket, info)
 
     def _open(self, start: int | None, end: int | None) -> ObjectStream:
         info = self._info

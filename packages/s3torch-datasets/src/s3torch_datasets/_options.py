@@ -19,8 +19,7 @@ class ReadOptions(TypedDict, total=False):
     Attributes:
         object_filter: Which objects of a prefix, a manifest or `get_dataset_objects` belong to the dataset; None
             leaves out directory markers and archived objects of a prefix.
-        progress: True or False to show a bar or not while listing takes longer than a second; None (default) to show
-            it on a terminal. Only rank 0 shows it.
+        progress: Whether rank 0 shows a bar when listing takes longer than a second; True by default.
         on_error: What to do when an object cannot be read or transformed: "raise" (default), "skip" with a count and a
             log line, or a callable `(error, uri)` that returns the sample to use instead, or `SKIP`.
         cache_dir: Folder of a disk cache that all processes of the node share; None (default) for none.
@@ -28,7 +27,7 @@ class ReadOptions(TypedDict, total=False):
     """
 
     object_filter: ObjectFilter | None
-    progress: bool | None
+    progress: bool
     on_error: OnError
     cache_dir: str | os.PathLike[str] | None
     cache_size: int
@@ -61,7 +60,7 @@ class ReadSettings:
     """`ReadOptions`, resolved."""
 
     object_filter: ObjectFilter | None = None
-    progress: bool | None = None
+    progress: bool = True
     on_error: OnError = "raise"
     cache_dir: str | os.PathLike[str] | None = None
     cache_size: int = DEFAULT_CACHE_SIZE_BYTES

@@ -7,6 +7,7 @@ from typing import Any
 
 from s3core import S3Exception
 from s3torch_datasets._byte_stream import as_byte_stream, object_size_bytes
+from s3torch_datasets._new_bytes import new_bytes
 from s3torch_datasets._positioned_reader import PositionedReader
 from s3torch_datasets._protocol import GetObjectInfo, GetStream
 
@@ -53,18 +54,17 @@ class RangedS3Reader(PositionedReader):
             size = min(size, self._size - position)
         if size <= 0:
             return b""
-        head = self._buffered(position, size)
+        head: bytes | memoryview = self._buffered(position, size)
         if len(head) == size:
             return bytes(head)
         start, end = position + len(head), position + size
-        if end - start >= self._buffer_size:
-            tail: bytes | memoryview = self._read_range(start, end)
-        else:
+        if end - start < self._buffer_size:
+            head = bytes(head)
             self._load(start)
-            tail = self._buffered(start, end - start)
-        if not head:
-            return bytes(tail)  # the same object where it is bytes already
-        return b"".join((head, tail))
+            return b"".join((head, self._buffered(start, end - start)))
+        if head:
+            return new_bytes(size, lambda view: self._fetch_into(position, view))
+        return self._read_range(start, end)
 
     def _fetch_into(self, position: int, view: memoryview) -> int:
         if self._size is not None:

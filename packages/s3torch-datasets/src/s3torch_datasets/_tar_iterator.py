@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from s3torch_datasets._dataset import T_co
+from s3torch_datasets._disk_cache import CacheFile
 from s3torch_datasets._errors import SKIP, ErrorHandler
 from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._permutation import mix_number
@@ -19,6 +20,7 @@ from s3torch_datasets._tar import TarSample, iterate_samples
 _AHEAD_BYTES = 32 * 2**20
 _MAX_SHARDS_AHEAD = 16
 _ASSUMED_FIRST_BYTES = 8 * 2**20
+_PADDING_BYTES = 64 * 2**10
 
 
 @dataclass(slots=True)
@@ -47,6 +49,30 @@ class TarPosition:
         if not self.offset and not self.origins:
             return {}
         return {"offset": self.offset, "draws": self.draws, "buffer": [list(origin) for origin in self.origins]}
+
+
+class _KeptFile:
+    """Passes a reader on, and writes what passes to a file of the cache where there is one."""
+
+    def __init__(self, reader: Any, file: CacheFile | None) -> None:
+        self._reader = reader
+        self._file = file
+
+    def read(self, size: int, /) -> bytes:
+        data: bytes = self._reader.read(size)
+        if self._file is not None:
+            self._file.write(data)
+        return data
+
+    def read_to_the_end(self) -> None:
+        """Reads what is behind the archive's end mark, when the file is to be whole."""
+        while self._file is not None and self.read(_PADDING_BYTES):
+            pass
+
+    def discard(self) -> None:
+        """Gives the file up when it is not whole."""
+        if self._file is not None:
+            self._file.discard()
 
 
 class TarShard:
@@ -83,7 +109,14 @@ class TarShard:
         reader = self._open()
         if offset:
             reader.seek(offset)
-        yield from iterate_samples(reader, self.uri, offset)
+            yield from iterate_samples(reader, self.uri, offset)
+            return
+        kept = _KeptFile(reader, self._source.begin_cache_file())
+        try:
+            yield from iterate_samples(kept, self.uri)
+            kept.read_to_the_end()
+        finally:
+            kept.discard()
 
     def close(self) -> None:
         """Stops what is on its way."""

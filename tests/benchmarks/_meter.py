@@ -1,0 +1,92 @@
+"""What is measured inside of a process, between the start and the end of a piece of work."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from servers.counting import send_command
+
+
+@dataclass(slots=True)
+class Meter:
+    """Wall time, CPU time and progress of one piece of work.
+
+    Attributes:
+        units: How many units were done.
+        needed_bytes: How many bytes the work needed to move.
+        first_seconds: From the start to the first progress.
+        seconds: From the start to the end.
+        cpu_seconds: Of this process and of its children that have ended.
+        intervals: Seconds between one progress and the next.
+        peak_rss_bytes: The most memory; 0 as long as nobody looked.
+        control_ports: Of the local server's processes.
+        counted: What the local server counted from the start to the end.
+    """
+
+    units: int = 0
+    needed_bytes: int = 0
+    first_seconds: float | None = None
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    intervals: list[float] = field(default_factory=list)
+    peak_rss_bytes: int = 0
+    control_ports: tuple[int, ...] = ()
+    counted: dict[str, int] = field(default_factory=dict)
+    _start: float = 0.0
+    _last: float = 0.0
+    _cpu_start: float = 0.0
+
+    def start(self) -> None:
+        """Begin to measure."""
+        self.counted = {name: -count for name, count in self._read_counters().items()}
+        self._cpu_start = _cpu_seconds()
+        self._start = self._last = time.perf_counter()
+
+    def tick(self, units: int, needed_bytes: int) -> None:
+        """Note progress."""
+        now = time.perf_counter()
+        if self.first_seconds is None:
+            self.first_seconds = now - self._start
+        self.intervals.append(now - self._last)
+        self._last = now
+        self.units += units
+        self.needed_bytes += needed_bytes
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._start
+
+    def stop(self) -> None:
+        """End to measure; children must have ended."""
+        self.seconds = time.perf_counter() - self._start
+        self.cpu_seconds = _cpu_seconds() - self._cpu_start
+        self.counted = {name: count + self.counted[name] for name, count in self._read_counters().items()}
+
+    def _read_counters(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for port in self.control_ports:
+            found = send_command(port, "counters")
+            counts["requests"] += sum(found["operations"].values())
+            counts.update({name: found[name] for name in ("connections", "bytes_sent", "bytes_received")})
+        return dict(counts)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process ever had.
+
+    Not `ru_maxrss`, which on Linux begins with that of the process before `exec`.
+    """
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    except FileNotFoundError:  # macOS, in bytes there
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

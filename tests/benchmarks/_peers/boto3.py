@@ -1,0 +1,105 @@
+"""boto3 and its transfer manager, s3transfer; https://boto3.amazonaws.com/v1/documentation/api/latest/guide/s3.html."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import boto3  # noqa: F401 - here rather than while it is measured
+
+from benchmarks._peers._in_memory import InMemoryCheckpoints
+from benchmarks._peers._loading import CONCURRENCY, KeysByIndex, KeysInTurn, batches, in_threads, shuffled
+from benchmarks._peers._peer import Bytes, Digest
+from servers.counting import GeneratedObjects
+
+
+class Boto3(InMemoryCheckpoints):
+    """Large objects by the managed transfers, small ones by `get_object` in threads."""
+
+    def iterate(self, folder: GeneratedObjects, workers: int, is_shuffled: bool) -> Iterator[list[Digest]]:
+        keys = self._keys(folder.prefix)
+        many = in_threads(self._open_one, workers)
+        return batches(KeysInTurn(shuffled(keys) if is_shuffled else keys, many), workers)
+
+    def fetch(self, folder: GeneratedObjects, workers: int) -> Iterator[list[Digest]]:
+        many = in_threads(self._open_one, workers)
+        return batches(KeysByIndex(self._keys(folder.prefix), many), workers, is_shuffled=True)
+
+    def count_keys(self, name: str) -> Iterator[int]:
+        for page in self._pages(self.target.key(name)):
+            yield len([found["Size"] for found in page.get("Contents", [])])
+
+    def read(self, name: str) -> Bytes:
+        buffer = io.BytesIO()
+        self._client().download_fileobj(self.target.bucket, self.target.key(name), buffer)
+        return buffer.getbuffer()
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        body = self._get(name)
+        done = 0
+        while done < len(buffer):
+            count = body.readinto(buffer[done:])
+            if not count:
+                raise ValueError("short read")
+            done += count
+
+    def stream(self, name: str) -> Iterator[Bytes]:
+        yield from self._get(name).iter_chunks(2**20)
+
+    def read_start(self, name: str, size: int) -> Bytes:
+        body = self._client().get_object(
+            Bucket=self.target.bucket, Key=self.target.key(name), Range=f"bytes=0-{size - 1}"
+        )["Body"]
+        data: bytes = body.read()
+        return data
+
+    def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
+        file = io.BufferedReader(_Chunks(chunks), 2**20)
+        self._client().upload_fileobj(file, self.target.bucket, self.target.key(name))
+
+    why_not: ClassVar[Mapping[str, str]] = {
+        "read_samples": "has no datasets",
+        "storage_writer": "has no storage for distributed checkpoints",
+        "storage_reader": "has no storage for distributed checkpoints",
+        "lightning_saver": "has no checkpoint plugin",
+    }
+
+    def _client(self) -> Any:
+        return self.target.boto3_client(max_pool_connections=CONCURRENCY)
+
+    def _get(self, name: str) -> Any:
+        return self._client().get_object(Bucket=self.target.bucket, Key=self.target.key(name))["Body"]
+
+    def _pages(self, prefix: str) -> Any:
+        paginator = self._client().get_paginator("list_objects_v2")
+        return paginator.paginate(Bucket=self.target.bucket, Prefix=prefix)
+
+    def _keys(self, prefix: str) -> list[str]:
+        return [found["Key"] for page in self._pages(prefix) for found in page.get("Contents", [])]
+
+    def _open_one(self) -> Any:
+        client, bucket = self._client(), self.target.bucket
+        return lambda key: client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+class _Chunks(io.RawIOBase):
+    """An iterable of chunks as a file to read."""
+
+    def __init__(self, chunks: Iterable[memoryview]) -> None:
+        self._chunks = iter(chunks)
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            self._left = next(self._chunks, memoryview(b""))
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+
+PEER = Boto3

@@ -1,0 +1,77 @@
+"""This project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import s3torch_checkpoint
+import s3torch_datasets
+from benchmarks._peers._connector import ConnectorPeer
+from benchmarks._peers._loading import batches
+from benchmarks._peers._peer import Bytes, Digest, digest
+from benchmarks._target import Target
+from s3core import S3Client, S3ClientConfig
+from s3torch_checkpoint import dcp, safetensors
+
+
+class Ours(ConnectorPeer):
+    """As its README shows, with no option set but where the server is."""
+
+    library = s3torch_datasets
+    checkpoint = s3torch_checkpoint.S3Checkpoint
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.config = S3ClientConfig()
+
+    def read_samples(self, workers: int) -> Iterator[list[Digest]]:
+        tar_dataset = getattr(s3torch_datasets, "S3TarDataset", None)
+        if tar_dataset is None:
+            return super().read_samples(workers)
+        dataset = tar_dataset.from_prefix(
+            self.target.uri("tar/"), transform=_digest_sample, enable_sharding=workers > 1, **self._where()
+        )
+        return batches(dataset, workers)
+
+    def stream(self, name: str) -> Iterator[Bytes]:
+        yield from self._client().get_object(self.target.bucket, self.target.key(name))
+
+    def count_keys(self, name: str) -> Iterator[int]:
+        for page in self._client().list_objects(self.target.bucket, self.target.key(name)):
+            yield len(page.sizes)
+
+    def save(self, name: str, state: Any) -> None:
+        self._checkpoint().save(state, self.target.uri(name))
+
+    def load(self, name: str) -> Any:
+        return self._checkpoint().load(self.target.uri(name))
+
+    def storage_writer(self, name: str) -> Any:
+        return dcp.S3StorageWriter(path=self.target.uri(name), **self._where())
+
+    def storage_reader(self, name: str) -> Any:
+        return dcp.S3StorageReader(path=self.target.uri(name), **self._where())
+
+    def load_safetensors(self, name: str) -> Mapping[str, Any]:
+        tensors: Mapping[str, Any] = safetensors.load_file(self.target.uri(name), **self._where())
+        return tensors
+
+    def save_safetensors(self, name: str, tensors: Mapping[str, Any]) -> None:
+        safetensors.save_file(dict(tensors), self.target.uri(name), **self._where())
+
+    def lightning_saver(self) -> Callable[[str, dict[str, Any]], None]:
+        from s3torch_lightning import S3LightningCheckpoint
+
+        plugin = S3LightningCheckpoint(**self._where())
+        return lambda name, checkpoint: plugin.save_checkpoint(checkpoint, self.target.uri(name))
+
+    def _client(self) -> S3Client:
+        return S3Client(self.target.region, endpoint=self.target.endpoint, s3client_config=self.config)
+
+
+def _digest_sample(sample: Mapping[str, Any]) -> Digest:
+    return digest(f"{sample['__key__']}.bin", sample["bin"])
+
+
+PEER = Ours

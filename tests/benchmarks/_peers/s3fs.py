@@ -1,0 +1,108 @@
+"""s3fs, S3 for fsspec; https://s3fs.readthedocs.io."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import s3fs
+import torch
+
+from benchmarks._peers._in_memory import InMemoryCheckpoints
+from benchmarks._peers._loading import KeysByIndex, KeysInTurn, batches, shuffled
+from benchmarks._peers._peer import Bytes, Digest
+from servers.counting import GeneratedObjects
+
+
+class S3FS(InMemoryCheckpoints):
+    """Many objects by `cat`, which reads them concurrently; large ones as files."""
+
+    def iterate(self, folder: GeneratedObjects, workers: int, is_shuffled: bool) -> Iterator[list[Digest]]:
+        keys = self._keys(folder.prefix)
+        return batches(KeysInTurn(shuffled(keys) if is_shuffled else keys, self._open_many), workers)
+
+    def fetch(self, folder: GeneratedObjects, workers: int) -> Iterator[list[Digest]]:
+        return batches(KeysByIndex(self._keys(folder.prefix), self._open_many), workers, is_shuffled=True)
+
+    def count_keys(self, name: str) -> Iterator[int]:
+        yield len(self._fs().find(f"{self.target.bucket}/{self.target.key(name)}", detail=True))
+
+    def read(self, name: str) -> Bytes:
+        data: bytes = self._fs().cat_file(self._path(name))
+        return data
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        with self._fs().open(self._path(name), "rb") as file:
+            if file.readinto(buffer) != len(buffer):
+                raise ValueError("short read")
+
+    def stream(self, name: str) -> Iterator[Bytes]:
+        with self._fs().open(self._path(name), "rb") as file:
+            while chunk := file.read(2**20):
+                yield chunk
+
+    def read_start(self, name: str, size: int) -> Bytes:
+        data: bytes = self._fs().cat_file(self._path(name), start=0, end=size)
+        return data
+
+    def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
+        with self._fs().open(self._path(name), "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+
+    def save(self, name: str, state: Any) -> None:
+        with self._fs().open(self._path(name), "wb") as file:
+            torch.save(state, file)
+
+    def load(self, name: str) -> Any:
+        with self._fs().open(self._path(name), "rb") as file:
+            return torch.load(file, weights_only=True)
+
+    def storage_writer(self, name: str) -> Any:
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+
+        return FsspecWriter(self.target.uri(name), thread_count=4, **self._options())
+
+    def storage_reader(self, name: str) -> Any:
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+        return FsspecReader(self.target.uri(name), **self._options())
+
+    def lightning_saver(self) -> Callable[[str, dict[str, Any]], None]:
+        import fsspec.config
+        from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+        fsspec.config.conf["s3"] = self._options()
+        plugin = TorchCheckpointIO()
+        return lambda name, checkpoint: plugin.save_checkpoint(checkpoint, self.target.uri(name))
+
+    why_not: ClassVar[Mapping[str, str]] = {"read_samples": "has no datasets"}
+
+    def _options(self) -> dict[str, Any]:
+        target = self.target
+        client: dict[str, Any] = {"region_name": target.region}
+        if target.endpoint is not None:
+            client["endpoint_url"] = target.endpoint
+        return {"key": target.access_key, "secret": target.secret_key, "client_kwargs": client}
+
+    def _fs(self) -> s3fs.S3FileSystem:
+        return s3fs.S3FileSystem(skip_instance_cache=True, **self._options())
+
+    def _path(self, name: str) -> str:
+        return f"{self.target.bucket}/{self.target.key(name)}"
+
+    def _keys(self, prefix: str) -> list[str]:
+        bucket = f"{self.target.bucket}/"
+        return [path.removeprefix(bucket) for path in self._fs().find(bucket + prefix)]
+
+    def _open_many(self) -> Any:
+        fs, bucket = self._fs(), self.target.bucket
+
+        def read(keys: Sequence[str]) -> list[bytes]:
+            found: dict[str, bytes] = fs.cat([f"{bucket}/{key}" for key in keys])
+            return [found[f"{bucket}/{key}"] for key in keys]
+
+        return read
+
+
+PEER = S3FS

@@ -1,0 +1,82 @@
+"""s3torchconnector, the library whose interface this project keeps; https://github.com/awslabs/s3-connector-for-pytorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import s3torchconnector
+from s3torchconnector._s3client import S3Client  # its only client for listing
+
+from benchmarks._peers._connector import ConnectorPeer
+from benchmarks._peers._peer import Bytes, Digest
+from benchmarks._target import Target
+from servers.counting import GeneratedObjects
+
+
+class S3TorchConnector(ConnectorPeer):
+    """As its README shows."""
+
+    library = s3torchconnector
+    checkpoint = s3torchconnector.S3Checkpoint
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.config = s3torchconnector.S3ClientConfig(force_path_style=target.endpoint is not None)
+
+    def iterate(self, folder: GeneratedObjects, workers: int, is_shuffled: bool) -> Iterator[list[Digest]]:
+        if is_shuffled:
+            self._cannot("shuffle")
+        return super().iterate(folder, workers, is_shuffled)
+
+    def stream(self, name: str) -> Iterator[Bytes]:
+        client = self._client()
+        yield from client.get_object(self.target.bucket, self.target.key(name))._get_stream()
+
+    def count_keys(self, name: str) -> Iterator[int]:
+        for page in self._client().list_objects(self.target.bucket, self.target.key(name)):
+            yield len([info.size for info in page.object_info])
+
+    def storage_writer(self, name: str) -> Any:
+        from s3torchconnector.dcp import S3StorageWriter
+
+        writer = S3StorageWriter(self.target.region, self.target.uri(name), self.config, thread_count=4)
+        writer.fs = self._file_system()
+        return writer
+
+    def storage_reader(self, name: str) -> Any:
+        from s3torchconnector.dcp import S3StorageReader
+
+        reader = S3StorageReader(self.target.region, self.target.uri(name), self.config)
+        reader.fs = self._file_system()
+        return reader
+
+    def load_safetensors(self, name: str) -> Mapping[str, Any]:
+        import safetensors.torch
+
+        return safetensors.torch.load(bytes(self.read(name)))
+
+    def save_safetensors(self, name: str, tensors: Mapping[str, Any]) -> None:
+        import safetensors.torch
+
+        self.upload(name, [memoryview(safetensors.torch.save(dict(tensors)))])
+
+    def lightning_saver(self) -> Callable[[str, dict[str, Any]], None]:
+        from s3torchconnector.lightning import S3LightningCheckpoint
+
+        plugin = S3LightningCheckpoint(**self._where())
+        return lambda name, checkpoint: plugin.save_checkpoint(checkpoint, self.target.uri(name))
+
+    why_not: ClassVar[Mapping[str, str]] = {"shuffle": "its datasets don't shuffle"}
+
+    def _client(self) -> Any:
+        return S3Client(self.target.region, endpoint=self.target.endpoint, s3client_config=self.config)
+
+    def _file_system(self) -> Any:
+        # Its storage classes take no endpoint; its file system takes a client, which does.
+        from s3torchconnector.dcp import S3FileSystem
+
+        return S3FileSystem(self.target.region, s3_client=self._client(), s3client_config=self.config)
+
+
+PEER = S3TorchConnector

@@ -1,0 +1,135 @@
+"""The report in Markdown: a table for each workload, and one of ratios over all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from benchmarks._summary import CONCURRENCY, Cell, limit, summarize
+
+_COLUMNS = (
+    "",
+    "rate",
+    "spread",
+    "ours is",
+    "CPU s/GiB",
+    "peak MiB",
+    "requests",
+    "bytes moved / needed",
+    "first",
+    "p50",
+    "p99",
+)
+
+
+def write_report(results: Mapping[str, Any]) -> str:
+    """The whole report."""
+    cells = summarize(results)
+    return "\n".join([*_head(results), *_ratios(cells), *_tables(results, cells)]) + "\n"
+
+
+def _head(results: Mapping[str, Any]) -> Iterator[str]:
+    machine = results["machine"]
+    yield "# Benchmarks"
+    yield ""
+    yield (
+        f"{results['made']}, {machine['processor']}, {machine['cores']} cores, {machine['system']}, "
+        f"Python {machine['python']}; scale `{results['scale']}`, {results['rounds']} rounds. "
+        + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+        + "."
+    )
+    yield ""
+    yield (
+        f"Setting `shaped`: a local server that answers after {results['latency_seconds'] * 1000:.0f} ms and moves at "
+        f"most {results['pace_bytes_per_second'] / 1e6:.0f} MB/s a connection; `loopback`: the same without either. "
+        "Each measurement is a fresh process, and peers take turns. Rates are medians, the spread is from the slowest "
+        "round to the fastest; *ours is* says how many times as fast as this row ours is. CPU time is the client's, "
+        "in all its processes. Memory is the most that was resident, workers included."
+    )
+    yield ""
+
+
+def _ratios(cells: Sequence[Cell]) -> Iterator[str]:
+    peers = list(dict.fromkeys(cell.peer for cell in cells if cell.peer != "ours"))
+    ours = _ours(cells)
+    if not ours or not peers:
+        return
+    for setting, some in groupby(cells, key=lambda cell: cell.setting):
+        yield f"## {setting}: how many times as fast ours is"
+        yield ""
+        yield from _row(["", *peers])
+        yield from _row(["---", *["---:"] * len(peers)])
+        for _, row in groupby(some, key=lambda cell: cell.workload.name):
+            found = {cell.peer: cell for cell in row}
+            first = next(iter(found.values()))
+            ratios = [_ratio(ours.get((setting, first.workload.name)), found.get(peer)) for peer in peers]
+            yield from _row([first.workload.title, *ratios])
+        yield ""
+
+
+def _tables(results: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[str]:
+    ours = _ours(cells)
+    for (setting, _), some in groupby(cells, key=lambda cell: (cell.setting, cell.workload.name)):
+        rows = list(some)
+        workload = rows[0].workload
+        yield f"### {setting}: {workload.title}"
+        yield ""
+        yield from _row(_COLUMNS)
+        yield from _row(["---", *["---:"] * (len(_COLUMNS) - 1)])
+        for cell in rows:
+            yield from _row(_cells(cell, ours.get((setting, workload.name))))
+        most = limit(results, rows[0])
+        if most is not None:
+            yield from _row([f"limit of {CONCURRENCY} in flight", _rate(most, workload.unit), *[""] * 9])
+        yield ""
+        for cell in rows:
+            if cell.reason:
+                yield f"- {cell.peer}: {'failed: ' if cell.is_error else ''}{cell.reason}"
+        yield ""
+
+
+def _cells(cell: Cell, ours: Cell | None) -> list[str]:
+    if cell.rate is None:
+        return [cell.peer, "failed" if cell.is_error else "-", *[""] * 9]
+    unit = cell.workload.unit
+    is_bytes = cell.cpu_seconds_per_gib is not None and unit != "times"
+    return [
+        cell.peer,
+        _rate(cell.rate, unit),
+        f"{_number(min(cell.rates))}-{_number(max(cell.rates))}",
+        "" if cell.peer == "ours" else _ratio(ours, cell),
+        f"{cell.cpu_seconds_per_gib:.2f}" if is_bytes else f"{cell.cpu_seconds:.2f} s in all",
+        "" if cell.peak_rss_bytes is None else f"{cell.peak_rss_bytes / 2**20:,.0f}",
+        "" if cell.requests is None else f"{cell.requests:,.0f}",
+        "" if cell.bytes_sent_ratio is None else f"{cell.bytes_sent_ratio:.2f}",
+        _milliseconds(cell.first_seconds),
+        _milliseconds(cell.p50_seconds),
+        _milliseconds(cell.p99_seconds),
+    ]
+
+
+def _ours(cells: Iterable[Cell]) -> dict[tuple[str, str], Cell]:
+    return {(cell.setting, cell.workload.name): cell for cell in cells if cell.peer == "ours"}
+
+
+def _ratio(ours: Cell | None, peer: Cell | None) -> str:
+    if ours is None or peer is None or not ours.rate or not peer.rate:
+        return "-"
+    return f"{ours.rate / peer.rate:.2f} x"
+
+
+def _row(columns: Iterable[str]) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+
+
+def _rate(rate: float, unit: str) -> str:
+    return f"{_number(rate)} {'/s' if unit == 'times' else unit + '/s'}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{_number(seconds * 1000)} ms"

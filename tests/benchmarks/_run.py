@@ -1,0 +1,173 @@
+"""A run: prepares the data, measures every cell of the table round by round, and collects the records."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from benchmarks import _server
+from benchmarks._cell import Specification
+from benchmarks._data import prepare, prepare_local
+from benchmarks._measure import measure
+from benchmarks._scale import Scale
+from benchmarks._target import REMOTE, Target
+from benchmarks._workloads import WORKLOADS
+
+_PACKAGES: tuple[str, ...] = (
+    "torch",
+    "boto3",
+    "s3transfer",
+    "obstore",
+    "s3torchconnector",
+    "s3fs",
+    "smart_open",
+    "webdataset",
+)
+_PACKAGES += ("mosaicml-streaming", "litdata", "runai-model-streamer", "lightning", "safetensors", "uvloop")
+
+_WORTH_A_SURVEY = 3  # workloads
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run.
+
+    Attributes:
+        scale: How much data.
+        rounds: How often each cell is measured.
+        settings: Of the local server; `remote` for a bucket that there is.
+        peers: Names, in the order in which they take turns.
+        workloads: Names, in the order in which they are measured.
+        remote: The bucket, for the setting `remote`.
+        pythons: Interpreters of peers that live in an environment of their own.
+    """
+
+    scale: Scale
+    rounds: int
+    settings: Sequence[str]
+    peers: Sequence[str]
+    workloads: Sequence[str]
+    remote: Target | None = None
+    pythons: Mapping[str, str] = field(default_factory=dict)
+
+    def python(self, peer: str) -> str:
+        """The interpreter to measure a peer with."""
+        return self.pythons.get(peer, sys.executable)
+
+
+def run(plan: Plan, report: Callable[[str], object]) -> dict[str, Any]:
+    """Carry out a plan.
+
+    Args:
+        plan: What to run.
+        report: Called with a line now and then.
+
+    Returns:
+        The machine, the versions and one record for each cell and round, for JSON.
+    """
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="bench-local-") as local_directory:
+        for setting in plan.settings:
+            with ExitStack() as stack:
+                ports: tuple[int, ...] = ()
+                if setting == REMOTE:
+                    assert plan.remote is not None
+                    target = plan.remote
+                else:
+                    server, target = _server.start(setting, plan.scale, local_directory)
+                    stack.enter_context(server)
+                    ports = server.control_ports
+                records += _run_setting(plan, target, ports, report)
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "scale": plan.scale.name,
+        "rounds": plan.rounds,
+        "latency_seconds": _server.LATENCY_SECONDS,
+        "pace_bytes_per_second": _server.PACE_BYTES_PER_SECOND,
+        "machine": _machine(),
+        "versions": _versions(),
+        "records": records,
+    }
+
+
+def _run_setting(
+    plan: Plan, target: Target, ports: tuple[int, ...], report: Callable[[str], object]
+) -> list[dict[str, Any]]:
+    records = []
+    unable: dict[str, dict[str, Any]] = {peer: {} for peer in plan.peers}
+    if len(plan.workloads) > _WORTH_A_SURVEY:
+        for peer in plan.peers:
+            unable[peer] = measure(Specification(peer, "survey", target), plan.python(peer))
+    is_prepared: set[str] = set()
+    for workload in (WORKLOADS[name] for name in plan.workloads):
+        for name in set(workload.data) - is_prepared:
+            report(f"{target.setting}: preparing {name}")
+            _prepare(plan, target, name)
+            is_prepared.add(name)
+        # Round by round, so that what slows the machine for a while slows all peers.
+        for number in range(plan.rounds):
+            for peer in plan.peers:
+                record = _known(unable[peer], workload.name)
+                if record is None:
+                    record = measure(Specification(peer, workload.name, target, ports), plan.python(peer))
+                    if "cannot" in record:
+                        unable[peer][workload.name] = record["cannot"]
+                report(f"{target.setting}: {workload.name}: {peer}: {_say(record, workload.unit)}")
+                identity = {"setting": target.setting, "workload": workload.name, "peer": peer, "round": number}
+                records.append(identity | record)
+    return records
+
+
+def _prepare(plan: Plan, target: Target, name: str) -> None:
+    prepare(target, name, is_generating=target.setting != REMOTE)
+    if "local_disk" in plan.peers:
+        prepare_local(target, name)
+    if name == "own-shards":
+        for peer in set(plan.peers) & {"mosaicml_streaming", "litdata"}:
+            measure(Specification(peer, "prepare", target), plan.python(peer))
+
+
+def _known(survey: Mapping[str, Any], workload: str) -> dict[str, Any] | None:
+    """The record of a cell for which no process need be started: the peer can't do it, or not even be loaded."""
+    for name in ("cannot", "error"):
+        if name in survey:
+            return {name: survey[name]}
+    return {"cannot": survey[workload]} if survey.get(workload) else None
+
+
+def _say(record: Mapping[str, Any], unit: str) -> str:
+    for name in ("cannot", "error"):
+        if name in record:
+            return f"{name}: {record[name]}"
+    return f"{record['rate']:,.1f} {unit}/s"
+
+
+def _machine() -> dict[str, Any]:
+    model = platform.processor()
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as lines:
+            model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return {
+        "system": platform.platform(),
+        "processor": model,
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

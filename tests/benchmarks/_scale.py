@@ -1,0 +1,43 @@
+"""How much of everything there is: enough to measure, or just enough to see that it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KB, MIB = 1000, 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Sizes of the data.
+
+    Attributes:
+        name: `full` or `quick`.
+        seconds: How long a workload of many objects goes on at most; a slow peer is cut short.
+        small_objects: How many objects of 100 kB there are.
+        image_objects: How many objects of 3 to 7 MB.
+        large_bytes: The one large object, and the upload.
+        listed_keys: How many keys are listed.
+        tar_shards: How many tar files there are.
+        samples_per_shard: How many samples of 100 kB each of them has.
+        model_bytes: The checkpoint of one file.
+        distributed_bytes: The distributed checkpoint.
+        openings: How often the first kilobyte is read.
+    """
+
+    name: str
+    seconds: float
+    small_objects: int
+    image_objects: int
+    large_bytes: int
+    listed_keys: int
+    tar_shards: int
+    samples_per_shard: int
+    model_bytes: int
+    distributed_bytes: int
+    openings: int
+
+
+FULL = Scale("full", 6.0, 8_000, 240, 1024 * MIB, 1_000_000, 8, 500, 1024 * MIB, 512 * MIB, 100)
+QUICK = Scale("quick", 20.0, 256, 12, 64 * MIB, 5_000, 2, 64, 32 * MIB, 16 * MIB, 10)
+SCALES = {scale.name: scale for scale in (FULL, QUICK)}

@@ -1,0 +1,112 @@
+"""From records of rounds to one line for each cell."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks._peers import NAMES
+from benchmarks._workloads import WORKLOADS, Workload
+
+CONCURRENCY = 64  # requests in flight that the limit is reckoned with
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A workload of a peer in a setting, over all rounds; numbers are medians.
+
+    Attributes:
+        setting: Where it was measured.
+        workload: What.
+        peer: Who.
+        reason: Why there are no numbers, or empty.
+        is_error: Whether that is because something went wrong.
+        rates: Of all rounds, in the workload's unit per second.
+        first_seconds: To the first progress.
+        p50_seconds: Between one progress and the next.
+        p99_seconds: The same.
+        cpu_seconds: In all.
+        cpu_seconds_per_gib: Of the bytes needed.
+        peak_rss_bytes: The most memory.
+        requests: That the server counted.
+        bytes_sent_ratio: Bytes of bodies in both directions over bytes needed.
+    """
+
+    setting: str
+    workload: Workload
+    peer: str
+    reason: str = ""
+    is_error: bool = False
+    rates: Sequence[float] = ()
+    first_seconds: float | None = None
+    p50_seconds: float | None = None
+    p99_seconds: float | None = None
+    cpu_seconds: float | None = None
+    cpu_seconds_per_gib: float | None = None
+    peak_rss_bytes: float | None = None
+    requests: float | None = None
+    bytes_sent_ratio: float | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """The median rate."""
+        return statistics.median(self.rates) if self.rates else None
+
+
+def summarize(results: Mapping[str, Any]) -> list[Cell]:
+    """One cell for each workload and peer of each setting, in the order of the report."""
+    grouped: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for record in results["records"]:
+        grouped.setdefault((record["setting"], record["workload"], record["peer"]), []).append(record)
+    cells = [_cell(*key, records) for key, records in grouped.items() if key[1] in WORKLOADS]
+    workloads, settings = list(WORKLOADS), list(dict.fromkeys(cell.setting for cell in cells))
+    return sorted(
+        cells, key=lambda c: (settings.index(c.setting), workloads.index(c.workload.name), NAMES.index(c.peer))
+    )
+
+
+def limit(results: Mapping[str, Any], cell: Cell) -> float | None:
+    """The rate that `CONCURRENCY` requests in flight could reach at best, where that is known."""
+    if cell.setting != "shaped" or not cell.workload.name.startswith("small"):
+        return None
+    seconds: float = results["latency_seconds"] + 100_000 / results["pace_bytes_per_second"]
+    return CONCURRENCY / seconds
+
+
+def _cell(setting: str, workload: str, peer: str, records: Sequence[Mapping[str, Any]]) -> Cell:
+    whole = [record for record in records if "rate" in record]
+    failed = [record for record in records if "rate" not in record]
+    if failed:
+        reason = failed[0].get("cannot") or failed[0].get("error", "no result")
+        return Cell(setting, WORKLOADS[workload], peer, reason, is_error="cannot" not in failed[0])
+
+    def median(name: str) -> float | None:
+        found = [record[name] for record in whole if record.get(name) is not None]
+        return statistics.median(found) if found else None
+
+    def per_needed(amount: str, unit: float) -> float | None:
+        found = [
+            record[amount] / record["needed_bytes"] * unit
+            for record in whole
+            if record.get("needed_bytes") and record.get(amount) is not None
+        ]
+        return statistics.median(found) if found else None
+
+    sent, received = per_needed("bytes_sent", 1), per_needed("bytes_received", 1)
+    return Cell(
+        setting,
+        WORKLOADS[workload],
+        peer,
+        rates=[record["rate"] for record in whole],
+        first_seconds=median("first_seconds"),
+        p50_seconds=median("p50_seconds"),
+        p99_seconds=median("p99_seconds"),
+        cpu_seconds=median("cpu_seconds"),
+        cpu_seconds_per_gib=per_needed("cpu_seconds", _GIB),
+        peak_rss_bytes=median("peak_rss_bytes"),
+        requests=median("requests"),
+        bytes_sent_ratio=None if sent is None or received is None else sent + received,
+    )

@@ -1,0 +1,96 @@
+"""Checkpoints of one file: `torch.save`, `torch.load`, safetensors and Lightning."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmarks._data import is_same_state, make_state
+from benchmarks._meter import Meter
+from benchmarks._peers import Peer
+from benchmarks._peers.local_disk import LocalDisk
+from benchmarks._workloads._workload import Workload, check
+
+
+def _save(peer: Peer, meter: Meter) -> None:
+    state, name = _state(peer), f"saved/{type(peer).__name__}.pt"
+    meter.start()
+    peer.save(name, state)
+    meter.tick(1, peer.target.scale.model_bytes)
+    meter.stop()
+    _check_saved(peer, name, state)
+
+
+def _load(peer: Peer, meter: Meter) -> None:
+    meter.start()
+    state = peer.load("model/model.pt")
+    meter.tick(1, peer.target.scale.model_bytes)
+    meter.stop()
+    check(is_same_state(state, _state(peer)), "other tensors came")
+
+
+def _save_lightning(peer: Peer, meter: Meter) -> None:
+    state, name = {"state_dict": _state(peer), "epoch": 3}, f"saved/{type(peer).__name__}.ckpt"
+    save = peer.lightning_saver()  # imports Lightning, which takes seconds
+    meter.start()
+    save(name, state)
+    meter.tick(1, peer.target.scale.model_bytes)
+    meter.stop()
+    _check_saved(peer, name, state)
+
+
+def _load_safetensors(peer: Peer, meter: Meter) -> None:
+    meter.start()
+    tensors = peer.load_safetensors("model/model.safetensors")
+    meter.tick(1, peer.target.scale.model_bytes)
+    meter.stop()
+    check(is_same_state(tensors, _state(peer)), "other tensors came")
+
+
+def _save_safetensors(peer: Peer, meter: Meter) -> None:
+    state, name = _state(peer), f"saved/{type(peer).__name__}.safetensors"
+    meter.start()
+    peer.save_safetensors(name, state)
+    meter.tick(1, peer.target.scale.model_bytes)
+    meter.stop()
+    if _is_checked(peer):
+        import safetensors.torch
+
+        check(is_same_state(safetensors.torch.load(_saved(peer, name)), state), "other tensors were written")
+
+
+def _state(peer: Peer) -> dict[str, torch.Tensor]:
+    return make_state(peer.target.scale.model_bytes)
+
+
+def _is_checked(peer: Peer) -> bool:
+    # Reading a gigabyte back each time would take longer than what is measured.
+    return peer.target.scale.name == "quick" and not isinstance(peer, LocalDisk)
+
+
+def _saved(peer: Peer, name: str) -> bytes:
+    body: bytes = (
+        peer.target.boto3_client().get_object(Bucket=peer.target.bucket, Key=peer.target.key(name))["Body"].read()
+    )
+    return body
+
+
+def _check_saved(peer: Peer, name: str, state: Mapping[str, Any]) -> None:
+    if _is_checked(peer):
+        found = torch.load(io.BytesIO(_saved(peer, name)), weights_only=True)
+        tensors, expected = found.get("state_dict", found), state.get("state_dict", state)
+        check(is_same_state(tensors, expected), "other tensors were written")
+
+
+WORKLOADS = [
+    Workload("torch-save", "torch.save", "MB", "save", _save),
+    Workload("torch-load", "torch.load", "MB", "load", _load, ("model",)),
+    Workload(
+        "safetensors-load", "safetensors, all tensors", "MB", "load_safetensors", _load_safetensors, ("safetensors",)
+    ),
+    Workload("safetensors-save", "safetensors, written", "MB", "save_safetensors", _save_safetensors),
+    Workload("lightning-save", "Lightning, save_checkpoint", "MB", "lightning_saver", _save_lightning),
+]

@@ -1,0 +1,162 @@
+"""Distributed checkpoints of two ranks: saved, loaded, and loaded in another sharding."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from benchmarks._data import is_same_state, make_state
+from benchmarks._meter import Meter, peak_rss_bytes
+from benchmarks._peers import CannotDoError, Peer
+from benchmarks._workloads._workload import Workload, check
+
+RANKS = 2
+
+
+def _save(peer: Peer, meter: Meter) -> None:
+    _measure(partial(_save_rank, peer, f"saved/{type(peer).__name__}/{time.time_ns()}"), meter, peer)
+
+
+def _load(peer: Peer, meter: Meter, *, dim: int) -> None:
+    _measure(partial(_load_rank, peer, dim), meter, peer)
+
+
+def _save_rank(peer: Peer, name: str, meter: Meter) -> None:
+    state = sharded_state(peer.target.scale.distributed_bytes, 0)
+    writer = peer.storage_writer(name)
+    dist.barrier()
+    meter.start()
+    save(state, storage_writer=writer)
+    meter.stop()
+    if peer.target.scale.name == "quick":
+        _load_and_check(peer, name, 0)
+
+
+def _load_rank(peer: Peer, dim: int, meter: Meter) -> None:
+    _load_and_check(peer, "distributed", dim, meter)
+
+
+def _load_and_check(peer: Peer, name: str, dim: int, meter: Meter | None = None) -> None:
+    expected = sharded_state(peer.target.scale.distributed_bytes, dim)
+    state: dict[str, Any] = {key: torch.zeros_like(tensor) for key, tensor in expected.items()}
+    reader = peer.storage_reader(name)
+    dist.barrier()
+    if meter is not None:
+        meter.start()
+    load(state, storage_reader=reader)
+    if meter is not None:
+        meter.stop()
+    local = [{key: tensor.to_local() for key, tensor in found.items()} for found in (state, expected)]
+    check(is_same_state(*local), "other tensors came")
+
+
+def sharded_state(size: int, dim: int) -> dict[str, Any]:
+    """A model of `size` bytes in all, of which each rank has its share along `dim`."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    state = {}
+    for key, tensor in make_state(size).items():
+        whole = tensor.reshape(-1, 1024)
+        local = whole.chunk(mesh.size(), dim)[mesh.get_rank()].contiguous()
+        state[key] = DTensor.from_local(
+            local, mesh, [Shard(dim)], run_check=False, shape=whole.shape, stride=whole.stride()
+        )
+    return state
+
+
+def write_distributed(size: int) -> Iterator[tuple[str, bytes]]:
+    """The files of a checkpoint as torch itself writes it with two ranks."""
+    with tempfile.TemporaryDirectory(prefix="bench-distributed-") as directory:
+        _in_ranks(partial(_write_rank, size, directory))
+        for path in sorted(Path(directory).iterdir(), reverse=True):  # .metadata last
+            yield f"distributed/{path.name}", path.read_bytes()
+
+
+def _write_rank(size: int, directory: str, meter: Meter) -> None:
+    save(sharded_state(size, 0), storage_writer=FileSystemWriter(directory, sync_files=False))
+
+
+def _measure(work: Callable[[Meter], None], meter: Meter, peer: Peer) -> None:
+    meter.start()
+    meters = _in_ranks(work)
+    meter.stop()
+    meter.seconds = max(one.seconds for one in meters)
+    meter.cpu_seconds = sum(one.cpu_seconds for one in meters)
+    meter.peak_rss_bytes = sum(one.peak_rss_bytes for one in meters)
+    meter.needed_bytes = peer.target.scale.distributed_bytes
+
+
+def _in_ranks(work: Callable[[Meter], None]) -> list[Meter]:
+    """Run a piece of work in two processes of one group, and return what each measured."""
+    context = multiprocessing.get_context("fork")  # before anything was done here that a fork would harm
+    with tempfile.TemporaryDirectory(prefix="bench-ranks-") as directory:
+        results = []
+        for rank in range(RANKS):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_rank, args=[rank, Path(directory, "group"), work, theirs])
+            process.start()
+            theirs.close()
+            results.append((process, ours))
+        found = []
+        for process, ours in results:
+            with contextlib.suppress(EOFError):  # it died; its status says how
+                found.append(ours.recv())
+            process.join()
+    for error in found:
+        if isinstance(error, BaseException):
+            raise error
+    check(len(found) == RANKS, f"ranks ended with {[process.exitcode for process, _ in results]}")
+    return found
+
+
+def _rank(rank: int, group: Path, work: Callable[[Meter], None], results: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=RANKS)
+        meter = Meter()
+        work(meter)
+        meter.peak_rss_bytes = peak_rss_bytes()
+        results.send(meter)
+    except CannotDoError as error:
+        results.send(error)
+    except BaseException as error:
+        results.send(RuntimeError(f"rank {rank}: {type(error).__name__}: {error}"))
+    finally:
+        os._exit(0)  # without a word of the process group about its other members
+
+
+WORKLOADS = [
+    Workload("dcp-save", "distributed checkpoint, 2 ranks, saved", "MB", "storage_writer", _save),
+    Workload(
+        "dcp-load",
+        "distributed checkpoint, 2 ranks, loaded",
+        "MB",
+        "storage_reader",
+        partial(_load, dim=0),
+        ("distributed",),
+    ),
+    Workload(
+        "dcp-reshard",
+        "distributed checkpoint, loaded in another sharding",
+        "MB",
+        "storage_reader",
+        partial(_load, dim=1),
+        ("distributed",),
+    ),
+]

@@ -1,0 +1,103 @@
+"""One large object: read, filled in place, streamed, opened for its first kilobyte, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks._meter import Meter
+from benchmarks._peers import Peer
+from benchmarks._peers.local_disk import LocalDisk
+from benchmarks._target import Target
+from benchmarks._workloads._workload import Workload, check
+from servers.counting import GeneratedObject
+
+_CHUNK_BYTES = 8 * 2**20
+_FIRST_BYTES = 1000
+_UPLOADED = "sink/uploaded"  # what is written under sink/ is dropped by the local server
+
+
+def _large(target: Target) -> tuple[str, GeneratedObject]:
+    made = target.folder("large")[0]
+    return made.key.removeprefix(target.prefix), made
+
+
+def _check_bytes(found: memoryview, made: GeneratedObject) -> None:
+    check(len(found) == made.size, f"{len(found)} bytes came instead of {made.size}")
+    start = 0
+    for view in made.views(0, made.size):
+        check(found[start : start + len(view)] == view, f"other bytes came from {start} on")
+        start += len(view)
+
+
+def _read(peer: Peer, meter: Meter) -> None:
+    name, made = _large(peer.target)
+    meter.start()
+    data = peer.read(name)
+    meter.tick(1, made.size)
+    meter.stop()
+    _check_bytes(memoryview(data), made)
+
+
+def _read_into(peer: Peer, meter: Meter) -> None:
+    name, made = _large(peer.target)
+    buffer = bytearray(made.size)
+    meter.start()
+    peer.read_into(name, memoryview(buffer))
+    meter.tick(1, made.size)
+    meter.stop()
+    _check_bytes(memoryview(buffer), made)
+
+
+def _stream(peer: Peer, meter: Meter) -> None:
+    name, made = _large(peer.target)
+    ends: list[tuple[int, bytes]] = []
+    done = 0
+    meter.start()
+    for chunk in peer.stream(name):
+        meter.tick(0, len(chunk))
+        done += len(chunk)
+        ends.append((done, bytes(memoryview(chunk)[-64:])))
+    meter.stop()
+    check(done == made.size, f"{done} bytes came instead of {made.size}")
+    for end, data in ends:
+        check(data == b"".join(made.views(end - len(data), end)), f"other bytes came before {end}")
+
+
+def _first_kilobyte(peer: Peer, meter: Meter) -> None:
+    name, made = _large(peer.target)
+    expected = b"".join(made.views(0, _FIRST_BYTES))
+    found = []
+    meter.start()
+    for _ in range(peer.target.scale.openings):
+        found.append(bytes(peer.read_start(name, _FIRST_BYTES)))
+        meter.tick(1, _FIRST_BYTES)
+        if meter.elapsed_seconds > peer.target.scale.seconds:
+            break
+    meter.stop()
+    check(all(data == expected for data in found), "other bytes came")
+
+
+def _upload(peer: Peer, meter: Meter) -> None:
+    size = peer.target.scale.large_bytes
+    source = memoryview(b"".join(peer.target.folder("large")[0].views(0, min(_CHUNK_BYTES, size))))
+
+    def chunks() -> Iterator[memoryview]:
+        for start in range(0, size, _CHUNK_BYTES):
+            yield source[: min(_CHUNK_BYTES, size - start)]
+
+    meter.start()
+    peer.upload(_UPLOADED, chunks())
+    meter.tick(1, size)
+    meter.stop()
+    if not isinstance(peer, LocalDisk):
+        head = peer.target.boto3_client().head_object(Bucket=peer.target.bucket, Key=peer.target.key(_UPLOADED))
+        check(head["ContentLength"] == size, f"{head['ContentLength']} bytes were written instead of {size}")
+
+
+WORKLOADS = [
+    Workload("read", "one large object, read()", "MB", "read", _read, ("large",)),
+    Workload("readinto", "one large object, readinto()", "MB", "read_into", _read_into, ("large",)),
+    Workload("stream", "one large object, streamed", "MB", "stream", _stream, ("large",)),
+    Workload("first-kilobyte", "first kilobyte of a large object", "times", "read_start", _first_kilobyte, ("large",)),
+    Workload("upload", "one large object, written", "MB", "upload", _upload),
+]

@@ -1,0 +1,109 @@
+"""Many objects through datasets: 100 kB each, and images of some megabytes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks._meter import Meter
+from benchmarks._peers import Digest, Peer, digest
+from benchmarks._target import Target
+from benchmarks._workloads._workload import Workload, check, drain
+
+
+def _iterate(peer: Peer, meter: Meter, *, name: str, workers: int, is_shuffled: bool = False) -> None:
+    meter.start()
+    found = drain(peer.iterate(peer.target.folder(name), workers, is_shuffled), meter, peer.target)
+    meter.stop()
+    _check(found, peer.target, name)
+
+
+def _fetch(peer: Peer, meter: Meter, *, name: str, workers: int) -> None:
+    meter.start()
+    found = drain(peer.fetch(peer.target.folder(name), workers), meter, peer.target)
+    meter.stop()
+    _check(found, peer.target, name)
+
+
+def _first_batch(peer: Peer, meter: Meter, *, workers: int) -> None:
+    meter.start()
+    found = drain(peer.iterate(peer.target.folder("small"), workers, False), meter, peer.target, most_batches=1)
+    meter.stop()
+    # One time, not 64 objects: what counts is when it came.
+    meter.units, meter.seconds = 1, meter.first_seconds or meter.seconds
+    _check(found, peer.target, "small")
+
+
+def _check(found: list[Digest], target: Target, name: str) -> None:
+    folder = target.folder(name)
+    keys = [key for key, _, _ in found]
+    check(bool(keys), "nothing came")
+    check(len(set(keys)) == len(keys), "an object came twice")
+    for one in found:
+        index = folder.index(one[0])
+        check(index is not None, f"{one[0]} came, which is not there")
+        made = folder[index or 0]
+        head, tail = made.views(0, min(4096, made.size)), made.views(max(made.size - 4096, 0), made.size)
+        expected = (made.key, made.size, digest("", b"".join(head) + b"".join(tail))[2])
+        check(one == expected, f"{one[0]} came with other bytes")
+
+
+_SMALL, _IMAGES = "100 kB objects", "3-7 MB objects"
+
+WORKLOADS = [
+    *(
+        Workload(
+            f"small-iterable-{workers}w",
+            f"{_SMALL}, iterable, {workers} workers",
+            "objects",
+            "iterate",
+            partial(_iterate, name="small", workers=workers),
+            ("small",),
+            workers,
+        )
+        for workers in (0, 2, 4)
+    ),
+    Workload(
+        "small-iterable-shuffled",
+        f"{_SMALL}, iterable, shuffled",
+        "objects",
+        "iterate",
+        partial(_iterate, name="small", workers=0, is_shuffled=True),
+        ("small",),
+    ),
+    *(
+        Workload(
+            f"small-map-{workers}w",
+            f"{_SMALL}, map-style, shuffled, {workers} workers",
+            "objects",
+            "fetch",
+            partial(_fetch, name="small", workers=workers),
+            ("small",),
+            workers,
+        )
+        for workers in (0, 2, 4)
+    ),
+    *(
+        Workload(
+            f"images-iterable-{workers}w",
+            f"{_IMAGES}, iterable, {workers} workers",
+            "MB",
+            "iterate",
+            partial(_iterate, name="images", workers=workers),
+            ("images",),
+            workers,
+        )
+        for workers in (0, 2)
+    ),
+    *(
+        Workload(
+            f"first-batch-{workers}w",
+            f"first batch of 64 {_SMALL}, {workers} workers",
+            "times",
+            "iterate",
+            partial(_first_batch, workers=workers),
+            ("small",),
+            workers,
+        )
+        for workers in (0, 2)
+    ),
+]

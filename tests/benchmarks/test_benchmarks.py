@@ -1,0 +1,187 @@
+"""The benchmarks run, find wrong bytes, and tell a regression from noise; how fast anything is, no test asserts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks._compare import compare, regressions
+from benchmarks._data import is_same_state, make_state, sample_digest, samples
+from benchmarks._meter import Meter, peak_rss_bytes
+from benchmarks._peers import NAMES, Peer, digest
+from benchmarks._report import write_report
+from benchmarks._summary import limit, summarize
+from benchmarks._target import REMOTE, Target
+from benchmarks._workloads import WORKLOADS, WrongBytesError
+from benchmarks.cli import main
+from servers import S3Server
+
+TARGET = Target("loopback", "quick", "bench", "", "us-east-1", None, None, None, "")
+
+
+def _results(**rates: dict[str, list[float]]) -> dict[str, Any]:
+    """Results of a run from rates by workload (with underscores) and peer."""
+    records = [
+        {
+            "setting": "shaped",
+            "workload": workload.replace("_", "-"),
+            "peer": peer,
+            "round": number,
+            "rate": rate,
+            "seconds": 1.0,
+            "units": 10,
+            "needed_bytes": 2**30,
+            "first_seconds": 0.25,
+            "cpu_seconds": 2.0,
+            "peak_rss_bytes": 2**29,
+            "requests": 12,
+            "bytes_sent": 2**30,
+            "bytes_received": 0,
+        }
+        for workload, peers in rates.items()
+        for peer, found in peers.items()
+        for number, rate in enumerate(found)
+    ]
+    machine = {"processor": "p", "cores": 2, "system": "s", "python": "3"}
+    return {
+        "made": "now",
+        "scale": "full",
+        "rounds": 3,
+        "latency_seconds": 0.03,
+        "pace_bytes_per_second": 90e6,
+        "machine": machine,
+        "versions": {},
+        "records": records,
+    }
+
+
+def test_a_quick_run_measures_and_checks(tmp_path: Path) -> None:
+    arguments = ["--quick", "--peer", "ours", "--json", str(tmp_path / "run.json")]
+    arguments += ["--workload", "small-map-2w", "--workload", "upload"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    small, upload = json.loads((tmp_path / "run.json").read_text())["records"]
+    assert (small["workload"], small["peer"], small["units"]) == ("small-map-2w", "ours", 256)
+    assert small["bytes_sent"] >= small["needed_bytes"] == 256 * 100_000
+    assert upload["bytes_received"] >= upload["needed_bytes"] == 64 * 2**20
+    assert all(record["rate"] > 0 and record["peak_rss_bytes"] > 0 for record in (small, upload))
+
+
+def test_a_bucket_that_there_is_serves_as_well(moto_server: S3Server, bucket: str, tmp_path: Path) -> None:
+    runner = CliRunner(env=moto_server.environment())
+    arguments = ["--quick", "--peer", "ours", "--workload", "read", "--json", str(tmp_path / "run.json")]
+    arguments += ["--uri", f"s3://{bucket}/some/where", "--endpoint", moto_server.endpoint]
+    result = runner.invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    (record,) = json.loads((tmp_path / "run.json").read_text())["records"]
+    assert (record["setting"], record["needed_bytes"]) == (REMOTE, 64 * 2**20)
+    assert "requests" not in record
+
+
+class _Liar(Peer):
+    """Delivers other bytes than there are."""
+
+    def read(self, name: str) -> bytes:
+        made = self.target.folder("large")[0]
+        data = bytearray().join(made.views(0, made.size))
+        data[-1] ^= 1
+        return bytes(data)
+
+    def fetch(self, folder: Any, workers: int) -> Any:
+        yield [digest(folder.key(3), b"something else")]
+
+
+@pytest.mark.parametrize("name", ["read", "small-map-0w"])
+def test_wrong_bytes_are_found(name: str) -> None:
+    with pytest.raises(WrongBytesError, match="other bytes"):
+        WORKLOADS[name].run(_Liar(TARGET), Meter())
+
+
+def test_a_peer_says_what_it_cannot_do() -> None:
+    assert _Liar(TARGET).reason_against("read") is None
+    assert _Liar(TARGET).reason_against("upload") == "has nothing for this"
+
+
+def test_every_workload_asks_for_something_that_peers_have() -> None:
+    assert all(callable(getattr(Peer, workload.ability)) for workload in WORKLOADS.values())
+    assert all((Path(__file__).parent / "_peers" / f"{name}.py").exists() for name in NAMES)
+
+
+def test_samples_are_known_by_name() -> None:
+    made = list(samples(TARGET))
+    assert len(made) == TARGET.scale.tar_shards * TARGET.scale.samples_per_shard
+    assert all(sample_digest(TARGET, name) == digest(name, data) for name, data in made)
+    assert sample_digest(TARGET, "0001.bin") is None
+
+
+def test_a_state_has_the_size_that_was_asked_for() -> None:
+    state = make_state(8 * 2**20)
+    assert sum(tensor.nbytes for tensor in state.values()) == 8 * 2**20
+    assert len({tensor.numel() for tensor in state.values()}) > 10
+    other = {**state, "layers.7.weight": state["layers.7.weight"].neg()}
+    assert is_same_state(state, make_state(8 * 2**20))
+    assert not is_same_state(state, other)
+
+
+def test_the_meter_counts_from_start_to_stop() -> None:
+    meter = Meter()
+    meter.start()
+    meter.tick(3, 100)
+    meter.tick(4, 200)
+    meter.stop()
+    assert (meter.units, meter.needed_bytes, len(meter.intervals)) == (7, 300, 2)
+    assert meter.first_seconds is not None
+    assert 0 <= meter.first_seconds <= meter.seconds
+    assert peak_rss_bytes() > 2**20
+
+
+def test_a_cell_is_the_median_of_its_rounds() -> None:
+    (cell,) = summarize(_results(read={"ours": [3.0, 1.0, 2.0]}))
+    assert (cell.rate, cell.cpu_seconds_per_gib, cell.bytes_sent_ratio, cell.requests) == (2.0, 2.0, 1.0, 12)
+
+
+def test_the_limit_is_the_latency_divided_among_the_requests_in_flight() -> None:
+    results = _results(small_iterable_0w={"ours": [1.0]}, read={"ours": [1.0]})
+    small, read = summarize(results)
+    assert limit(results, small) == pytest.approx(64 / 0.0311, rel=0.01)
+    assert limit(results, read) is None
+
+
+def test_the_report_has_a_row_for_each_peer_and_the_reason_where_there_is_none() -> None:
+    results = _results(read={"ours": [200.0], "s3torchconnector": [100.0]})
+    results["records"] += [
+        {"setting": "shaped", "workload": "read", "peer": "webdataset", "round": 0, "cannot": "reads tar only"},
+        {"setting": "shaped", "workload": "read", "peer": "s3fs", "round": 0, "error": "OSError: no"},
+    ]
+    text = write_report(results)
+    assert "| s3torchconnector | 100 MB/s | 100-100 | 2.00 x |" in text
+    assert "- webdataset: reads tar only" in text
+    assert "- s3fs: failed: OSError: no" in text
+
+
+@pytest.mark.parametrize(
+    ("after", "is_worse"),
+    [
+        ([80.0, 82.0, 81.0], True),
+        ([96.0, 97.0, 95.0], False),  # clear, but less than the tolerance
+        ([70.0, 101.0, 75.0], False),  # its rounds overlap with those before
+        ([120.0, 125.0, 121.0], False),
+    ],
+)
+def test_a_regression_is_clear_and_large(after: list[float], is_worse: bool) -> None:
+    before = _results(read={"ours": [100.0, 101.0, 102.0], "boto3": [100.0, 101.0, 102.0]})
+    changes = compare(before, _results(read={"ours": after, "boto3": [1.0, 1.0, 1.0]}))
+    assert len(changes) == 2
+    assert bool(regressions(changes, 0.1)) is is_worse
+
+
+def test_the_comparison_fails_on_a_regression(tmp_path: Path) -> None:
+    for name, rate in (("a.json", 100.0), ("b.json", 50.0)):
+        (tmp_path / name).write_text(json.dumps(_results(read={"ours": [rate, rate + 1]})))
+    runner = CliRunner()
+    assert runner.invoke(main, ["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]).exit_code == 1
+    assert runner.invoke(main, ["compare", str(tmp_path / "b.json"), str(tmp_path / "a.json")]).exit_code == 0
