@@ -11,7 +11,7 @@ from typing import Any
 
 from ._config import S3ClientConfig, fits_signature
 from ._exceptions import CredentialsError, S3Exception
-from ._loading import load
+from ._loading import load, loading
 from ._process import remember_credentials
 from ._settings import Settings, open_session
 
@@ -159,7 +159,11 @@ def _chain(settings: Settings) -> Callable[[], Credentials]:
 
     failures = (botocore.exceptions.BotoCoreError, OSError, ValueError)
     try:
-        source = open_session(settings.profile).get_credentials()
+        session = open_session(settings.profile)
+        with loading:
+            # Makes TLS contexts: a child that came in the midst of that would wait for a lock of OpenSSL for ever.
+            session.get_component("credential_provider")
+        source = session.get_credentials()
     except failures as error:
         raise CredentialsError(f"the AWS credential chain failed: {error}") from error
     if source is None:
