@@ -163,6 +163,16 @@ def test_a_file_dropped_without_close_leaves_the_old_one(
     assert server.get("top") == b"top"
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_text_file_of_a_bad_encoding_leaves_the_old_file(
+    fs: S3FileSystem, filled: str, server: CountingServer
+) -> None:
+    with pytest.raises(LookupError, match="no-such-encoding"):
+        fs.open(f"{filled}/top", "w", encoding="no-such-encoding")
+    gc.collect()
+    assert server.get("top") == b"top"
+
+
 def test_a_transaction_shows_all_of_its_files_at_its_end_or_none(
     fs: S3FileSystem, filled: str, server: CountingServer
 ) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, ClassVar
 
 from fsspec import AbstractFileSystem
 
-from s3core import GetObjectStream, NoSuchBucketError, NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
-from s3torch_datasets import S3ReaderConstructor, S3Writer
+from s3core import NoSuchBucketError, NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
+from s3torch_datasets import S3Writer
 
 from ._files import DeferredWriter, TextWriter
 from ._repairs import repair_imported
@@ -309,12 +308,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
     def _open(self, path: str, mode: str = "rb", autocommit: bool = True, **kwargs: Any) -> Any:
         bucket, key = self._split(path)
         if mode == "rb":
-            return S3ReaderConstructor.default()(
-                bucket,
-                key,
-                partial(self._client.head_object, bucket, key),
-                partial(self._range, bucket, key),
-            )
+            return self.settings.checkpoint.reader(f"s3://{bucket}/{key}")
         if mode == "xb" and self.exists(path):
             raise FileExistsError(f"s3://{bucket}/{key} exists")
         if mode not in {"wb", "xb", "ab"}:
@@ -328,9 +322,6 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
                 before = b""
             writer.write(before)
         return writer
-
-    def _range(self, bucket: str, key: str, start: int | None = None, end: int | None = None) -> GetObjectStream:
-        return self._client.get_object(bucket, key, start=start, end=end)
 
     @property
     def _client(self) -> S3Client:
