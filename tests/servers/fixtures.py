@@ -58,8 +58,16 @@ def counting_process() -> Iterator[CountingServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def used_buckets() -> set[str]:
+    """Buckets of the tests before, whose last requests may arrive during this one."""
+    return set()
+
+
 @pytest.fixture
-def counting_server(counting_process: CountingServer) -> CountingServer:
+def counting_server(counting_process: CountingServer, used_buckets: set[str]) -> Iterator[CountingServer]:
     """The counting server with an empty bucket, no requests so far and no faults."""
     counting_process.reset()
-    return counting_process.with_new_bucket()
+    server = counting_process.with_new_bucket(frozenset(used_buckets))
+    yield server
+    used_buckets.add(server.bucket)

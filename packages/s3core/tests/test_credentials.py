@@ -158,6 +158,17 @@ def test_the_chain_takes_the_environment_before_a_profile(
     assert CredentialSource(settings()).get() == Credentials("of-env", "s", "t")
 
 
+def test_the_environment_comes_before_the_profile_that_it_names(
+    monkeypatch: pytest.MonkeyPatch, home: Callable[..., None]
+) -> None:
+    home(credentials="[mine]\naws_access_key_id = of-mine\naws_secret_access_key = s\n")
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-env")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    resolved = resolve_settings("eu-west-1", "http://127.0.0.1:9", S3ClientConfig(), "test")
+    assert CredentialSource(resolved).get() == Credentials("of-env", "s")
+
+
 def test_a_named_profile_is_taken_before_the_environment(
     monkeypatch: pytest.MonkeyPatch, home: Callable[..., None]
 ) -> None:

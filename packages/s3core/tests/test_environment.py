@@ -138,6 +138,8 @@ def test_rubbish_in_the_environment_changes_no_request(
         run_program(source, None, counting_server.bucket)
         found = []
         for request in counting_server.requests:
+            if request.operation == "UploadPart" and request.key == "given up":
+                continue  # Whether the part goes out before the abort is a matter of luck.
             headers = {name: value for name, value in request.headers.items() if name not in CHANGING}
             signed = request.headers["authorization"].split(",")[:2]
             query = {name: value for name, value in request.query.items() if name != "uploadId"}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from s3core import AccessDeniedError, NoSuchBucketError, NoSuchKeyError, ObjectChangedError, S3Client, S3Exception
-from s3core._fetch import Target
+from s3core._head import Target
 from s3core._objects import copy_object
 from servers import CountingServer, S3Server
 

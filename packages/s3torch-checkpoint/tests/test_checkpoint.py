@@ -132,18 +132,22 @@ def test_the_legacy_format_is_read(checkpoint: S3Checkpoint, uri: str, counting_
     assert_same(checkpoint.load(uri), some_state())
 
 
-def test_a_big_endian_checkpoint_is_read(checkpoint: S3Checkpoint, uri: str, counting_server: CountingServer) -> None:
-    local = io.BytesIO()
-    with torch.serialization._open_zipfile_writer(local) as archive:
-        swapped = torch.arange(10, dtype=torch.int32).numpy().byteswap().tobytes()
-        pickled = io.BytesIO()
-        torch.save(torch.arange(10, dtype=torch.int32), pickled)
-        pickled.seek(0)
-        records = torch._C.PyTorchFileReader(pickled)
-        archive.write_record("data.pkl", records.get_record("data.pkl"), len(records.get_record("data.pkl")))
+def big_endian_archive(values: list[int]) -> bytes:
+    tensor = torch.tensor(values, dtype=torch.int32)
+    native, swapped = io.BytesIO(), io.BytesIO()
+    torch.save(tensor, native)
+    native.seek(0)
+    pickled = torch._C.PyTorchFileReader(native).get_record("data.pkl")
+    data = tensor.numpy().byteswap().tobytes()
+    with torch.serialization._open_zipfile_writer(swapped) as archive:
+        archive.write_record("data.pkl", pickled, len(pickled))
         archive.write_record("byteorder", "big", 3)
-        archive.write_record("data/0", swapped, len(swapped))
-    counting_server.put("model.pt", local.getvalue())
+        archive.write_record("data/0", data, len(data))
+    return swapped.getvalue()
+
+
+def test_a_big_endian_checkpoint_is_read(checkpoint: S3Checkpoint, uri: str, counting_server: CountingServer) -> None:
+    counting_server.put("model.pt", big_endian_archive(list(range(10))))
     assert checkpoint.load(uri).tolist() == list(range(10))
 
 

@@ -13,6 +13,7 @@ from s3torch_datasets import S3IterableDataset, S3ReaderConstructor
 from servers import CountingServer
 
 MiB = 2**20
+RUNTIME_MIB = 48  # threads and buffers of the client, whatever is read
 
 MEASURE = """
 import os, sys
@@ -33,20 +34,18 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("constructor", "use", "bound_mib"),
+    ("constructor", "use", "held_mib"),
     [
-        ("range_based()", "reader.seek(0); data = reader.read(); assert len(data) == 200 * 2**20", 1.4 * 200),
-        ("range_based()", "b = bytearray(100 * 2**20); reader.readinto(b)", 1.4 * 100),
-        ("sequential()", "reader.seek(-1, 2); assert reader.read() == b'x'", 1.4 * 200),
-        ("sequential()", "b = bytearray(2**20)\nwhile reader.readinto(b): pass", 1.4 * 200),
-        ("streaming(window=32 * 2**20)", "b = bytearray(2**20)\nwhile reader.readinto(b): pass", 90),
-        ("streaming(window=32 * 2**20)", "while reader.read(2**20): pass", 90),
+        ("range_based()", "reader.seek(0); data = reader.read(); assert len(data) == 100 * 2**20", 100),
+        ("sequential()", "reader.seek(-1, 2); assert reader.read() == b'x'", 100),
+        ("sequential()", "b = bytearray(2**20)\nwhile reader.readinto(b): pass", 100),
+        ("streaming(window=16 * 2**20)", "while reader.read(2**20): pass", 16),
     ],
 )
 def test_a_reader_holds_no_more_than_it_says(
-    counting_server: CountingServer, constructor: str, use: str, bound_mib: float
+    counting_server: CountingServer, constructor: str, use: str, held_mib: int
 ) -> None:
-    counting_server.put("large", b"x" * (200 * MiB))
+    counting_server.put("large", b"x" * (100 * MiB))
     uri = f"s3://{counting_server.bucket}/large"
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, uri, counting_server.endpoint, constructor, use],
@@ -57,7 +56,7 @@ def test_a_reader_holds_no_more_than_it_says(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < bound_mib
+    assert float(done.stdout) < held_mib + RUNTIME_MIB
 
 
 @pytest.mark.parametrize(

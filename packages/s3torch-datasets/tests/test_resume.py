@@ -171,11 +171,15 @@ def test_the_main_copy_does_not_say_0_when_workers_iterated(make_iterable: Make,
     fill(12)
     dataset = make_iterable(transform=key, enable_sharding=True)
     assert dataset.state_dict()["position"] == 0  # nobody iterated yet
+    take(iter(dataset), 1)  # a look at the first sample, whose state must not stand for the workers'
+    assert dataset.state_dict()["position"] == 1
     iterator = iter(DataLoader(dataset, batch_size=2, num_workers=2))
     take(iterator, 2)
     with pytest.raises(RuntimeError, match="StatefulDataLoader"):
         dataset.state_dict()
     list(iterator)
+    take(iter(dataset), 3)
+    assert dataset.state_dict()["position"] == 3
 
 
 @pytest.mark.parametrize("persistent_workers", [False, True])

@@ -27,6 +27,8 @@ read = methodcaller("read")  # pickles by its name, as a transform for spawned w
 
 
 def load(dataset: Any, start_method: str, **arguments: Any) -> list[Any]:
+    if start_method == "fork" and sys.platform != "linux":
+        pytest.skip("s3core names spawn where it has no private copy of the native library")
     arguments = {"batch_size": 4, "num_workers": 2, "collate_fn": list} | arguments
     batches = DataLoader(dataset, multiprocessing_context=start_method, **arguments)
     return [sample for batch in batches for sample in batch]
@@ -142,6 +144,7 @@ def test_readers_can_be_sent_from_a_worker_to_the_main_process(make_map: Make, f
     assert [reader.read() for reader in load(make_map(), "fork")] == contents
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_a_worker_that_is_killed_leaves_the_others_their_dataset(
     connection: dict[str, Any], counting_server: CountingServer, fill: Fill
 ) -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import gc
 import io
+import os
+import sys
 import threading
+import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from s3core import S3Client, S3Exception
 from s3torch_datasets import S3Writer
+from servers import CountingServer
 
 
 class Upload:
@@ -105,3 +112,59 @@ def test_it_is_a_write_only_file(upload: Upload) -> None:
         assert isinstance(writer, io.BufferedIOBase)
         assert (writer.writable(), writer.readable(), writer.seekable()) == (True, False, False)
         assert writer.stream is upload
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_a_forked_child_can_neither_complete_nor_abort_its_parents_upload(upload: Upload) -> None:
+    writer = S3Writer(upload)
+    writer.write(b"of the parent")
+    with writer._lock:  # as when another thread of the parent is closing it
+        child = os.fork()
+        if child == 0:
+            try:
+                writer.write(b"of the child")
+                os._exit(1)
+            except S3Exception:
+                writer.close()  # closed by the refusal
+                del writer
+                os._exit(upload.completed + upload.aborted)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    writer.close()
+    assert (bytes(upload.data), upload.completed, upload.aborted) == (b"of the parent", 1, 0)
+
+
+@pytest.fixture
+def writer_of_large(counting_server: CountingServer, connection: dict[str, Any]) -> Callable[[], S3Writer]:
+    client = S3Client(**connection)
+    counting_server.put("large", b"old")
+    return lambda: S3Writer(client.put_object(counting_server.bucket, "large"))
+
+
+def test_a_real_upload_is_whole_or_leaves_the_old_object_and_nothing_else(
+    counting_server: CountingServer, writer_of_large: Callable[[], S3Writer]
+) -> None:
+    part = os.urandom(2**20)
+
+    def interrupted() -> None:
+        with writer_of_large() as writer:
+            for _ in range(30):
+                writer.write(part)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    dropped = writer_of_large()
+    for _ in range(30):
+        dropped.write(part)
+    del dropped
+    gc.collect()
+    deadline = time.monotonic() + 30
+    while counting_server.uploads() and time.monotonic() < deadline:
+        counting_server.wait_for_requests(1)
+    assert counting_server.uploads() == []
+    assert counting_server.get("large") == b"old"
+    with writer_of_large() as writer:
+        for _ in range(30):
+            writer.write(part)
+        assert writer.tell() == 30 * 2**20
+    assert counting_server.get("large") == part * 30

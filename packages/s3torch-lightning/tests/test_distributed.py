@@ -52,16 +52,6 @@ def test_a_sharded_training_resumes_to_the_same_weights(
     assert server.uploads() == []
 
 
-@pytest.mark.parametrize("strategy", ["ModelParallelStrategy"])
-def test_a_stock_sharded_training_is_refused(
-    strategy: str, server: CountingServer, run_uri: str, run_program: Callable[..., Any]
-) -> None:
-    done = run_program("sharded.py", server, ["lightning.pytorch", run_uri, strategy, "sharded"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "refused: ModelParallelStrategy cannot use s3://" in done.stdout
-    assert server.keys() == []
-
-
 @pytest.mark.parametrize(
     ("library", "strategy", "ways"),
     [
@@ -86,4 +76,14 @@ def test_fabric_saves_and_loads_a_sharded_model_in_every_way(
     assert ("run/full" in keys) == ("full" in ways)
     assert ("run/both" in keys) != ("run/both/.metadata" in keys)
     assert ("run/both" in keys) == (ways[-1] == "full")
+    assert server.uploads() == []
+
+
+def test_a_sharded_save_that_fails_on_one_rank_ends_both_and_keeps_the_old_checkpoint(
+    server: CountingServer, run_uri: str, run_program: Callable[..., Any]
+) -> None:
+    server.fault(operation="PutObject", skip=6, status=403, code="AccessDenied")
+    done = run_program("sharded_failure.py", server, [run_uri])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ranks_done(done.stdout) == ["rank 0 is done", "rank 1 is done"]
     assert server.uploads() == []

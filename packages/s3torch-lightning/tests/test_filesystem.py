@@ -163,6 +163,16 @@ def test_a_file_dropped_without_close_leaves_the_old_one(
     assert server.get("top") == b"top"
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_text_file_of_a_bad_encoding_leaves_the_old_file(
+    fs: S3FileSystem, filled: str, server: CountingServer
+) -> None:
+    with pytest.raises(LookupError, match="no-such-encoding"):
+        fs.open(f"{filled}/top", "w", encoding="no-such-encoding")
+    gc.collect()
+    assert server.get("top") == b"top"
+
+
 def test_a_transaction_shows_all_of_its_files_at_its_end_or_none(
     fs: S3FileSystem, filled: str, server: CountingServer
 ) -> None:
@@ -236,9 +246,8 @@ def test_s3fs_is_left_alone_where_it_is_installed(tmp_path: Path) -> None:
         "__version__ = '2026.1'\nfrom fsspec import AbstractFileSystem\n"
         "class S3FileSystem(AbstractFileSystem):\n    protocol = 's3'\n"
     )
-    made = "import s3torch_lightning\ns3torch_lightning.S3LightningCheckpoint()\n"
-    assert in_fresh_interpreter(f"{made}{SHOW}", tmp_path) == "s3fs"
-    replaced = f"{SHOW}\n{made}s3torch_lightning.register_filesystem(replace=True)\n{SHOW}"
+    made = "import s3torch_lightning\nassert not s3torch_lightning.register_filesystem()\n"
+    replaced = f"{made}{SHOW}\ns3torch_lightning.register_filesystem(replace=True)\n{SHOW}"
     assert in_fresh_interpreter(replaced, tmp_path).split() == ["s3fs", "s3torch_lightning._filesystem"]
 
 

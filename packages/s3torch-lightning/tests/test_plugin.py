@@ -278,6 +278,7 @@ def test_without_any_lightning_the_error_says_what_to_install() -> None:
 
 @pytest.mark.parametrize("hidden", [["lightning"], ["pytorch_lightning", "lightning_fabric"]])
 def test_either_lightning_is_enough(hidden: list[str]) -> None:
+    pytest.importorskip("pytorch_lightning" if hidden == ["lightning"] else "lightning")
     done = in_fresh_interpreter(
         f"HIDDEN = {hidden}\n{HIDE}\n"
         "from s3torch_lightning import S3LightningCheckpoint, S3ModelParallelStrategy, S3FSDPStrategy\n"

@@ -42,6 +42,7 @@ class CountingServer(S3Server):
         root: The directory that it serves.
         control_ports: Of each of its processes.
         others: Its processes after the first.
+        ignored_buckets: Requests to them do not count: those of an earlier test may still arrive.
     """
 
     bucket: str = ""
@@ -49,6 +50,7 @@ class CountingServer(S3Server):
     control_ports: tuple[int, ...] = ()
     is_md5: bool = True
     others: tuple[SupervisedProcess, ...] = field(default=(), repr=False, compare=False)
+    ignored_buckets: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     # What it holds.
 
@@ -112,7 +114,8 @@ class CountingServer(S3Server):
     def requests(self) -> list[RecordedRequest]:
         """Every request since the start or `clear()`, in the order of their arrival."""
         found = [RecordedRequest(**values) for answer in self._send("requests") for values in answer]
-        return sorted(found, key=lambda request: request.started_seconds)
+        counted = (request for request in found if request.bucket not in self.ignored_buckets)
+        return sorted(counted, key=lambda request: request.started_seconds)
 
     def operations(self) -> list[str]:
         """S3's name for each of the requests, in the order of their arrival."""
@@ -184,9 +187,9 @@ class CountingServer(S3Server):
 
     # Its life.
 
-    def with_new_bucket(self) -> Self:
+    def with_new_bucket(self, ignored_buckets: frozenset[str] = frozenset()) -> Self:
         """The same server with another, empty `bucket`; stopping it is left to the first."""
-        return replace(self, bucket=self.create_bucket(), process=None, others=())
+        return replace(self, bucket=self.create_bucket(), process=None, others=(), ignored_buckets=ignored_buckets)
 
     def stop(self) -> None:
         """End the server and remove what it stored."""

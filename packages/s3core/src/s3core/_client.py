@@ -10,8 +10,8 @@ from typing import Any
 from .__about__ import __version__
 from ._config import S3ClientConfig
 from ._exceptions import ConfigError
-from ._fetch import Target, head
 from ._get import GetObjectStream
+from ._head import Target, head
 from ._info import ObjectInfo
 from ._list import ListObjectStream
 from ._objects import copy_object, delete_object, delete_objects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from ._config import S3ClientConfig, fits_signature
 from ._exceptions import CredentialsError, S3Exception
-from ._loading import load
+from ._loading import load, loading
 from ._process import remember_credentials
 from ._settings import Settings, open_session
 
@@ -154,12 +155,19 @@ def _call(config: S3ClientConfig) -> Credentials:
 
 
 def _chain(settings: Settings) -> Callable[[], Credentials]:
+    from_environment = _environment_keys(settings.config)
+    if from_environment is not None:
+        return lambda: from_environment
     load("botocore.exceptions")
     import botocore.exceptions
 
     failures = (botocore.exceptions.BotoCoreError, OSError, ValueError)
     try:
-        source = open_session(settings.profile).get_credentials()
+        session = open_session(settings.profile)
+        with loading:
+            # Makes TLS contexts: a child that came in the midst of that would wait for a lock of OpenSSL for ever.
+            session.get_component("credential_provider")
+        source = session.get_credentials()
     except failures as error:
         raise CredentialsError(f"the AWS credential chain failed: {error}") from error
     if source is None:
@@ -198,6 +206,22 @@ def _check_keys(source: str, keys: Mapping[str, Any]) -> None:
             raise CredentialsError(
                 f"{source} a {name!r} with a space, a line end or a control character; strip what it is read from"
             )
+
+
+def _environment_keys(config: S3ClientConfig) -> Credentials | None:
+    """The keys of the environment, the chain's first link, without loading botocore (0.3 s in each worker).
+
+    They come before the profile that `AWS_PROFILE` names, but not before one that the config names, as in botocore.
+    """
+    keys = {
+        "access_key_id": os.environ.get("AWS_ACCESS_KEY_ID"),
+        "secret_access_key": os.environ.get("AWS_SECRET_ACCESS_KEY"),
+    }
+    if config.profile is not None or not all(keys.values()) or "AWS_CREDENTIAL_EXPIRATION" in os.environ:
+        return None
+    keys["session_token"] = os.environ.get("AWS_SESSION_TOKEN") or None
+    _check_keys("the environment has", keys)
+    return Credentials(**keys)  # type: ignore[arg-type]  # All are there.
 
 
 def _refresh_time(expires_at: datetime | None) -> datetime | None:

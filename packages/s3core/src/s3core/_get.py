@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ._exceptions import S3Exception
-from ._fetch import Stopped, Target, fetch, head
+from ._fetch import Stopped, fetch
+from ._head import Target, head
 from ._info import ObjectInfo
 from ._memory import Destination, Slot
 from ._plan import FIRST_RANGE, WINDOW_PARTS, next_range_size, next_window

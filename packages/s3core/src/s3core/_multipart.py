@@ -17,7 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ._exceptions import S3Exception
-from ._fetch import Target, head
+from ._head import Target, head
 from ._headers import checksum_headers, checksum_of, customer_key_headers
 from ._pool import wait_for
 from ._rest import Refused, Request

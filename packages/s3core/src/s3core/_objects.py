@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from ._errors import Failure, error_for
 from ._exceptions import NoSuchKeyError, PreconditionFailedError
-from ._fetch import Target, changed_error, head_with_headers
+from ._head import Target, changed_error, head_with_headers
 from ._headers import creation_headers, customer_key_headers
 from ._multipart import MultipartUpload
 from ._plan import MAX_COPY_SIZE, plan_part_size, split_range

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ._exceptions import S3Exception
-from ._fetch import Target
+from ._head import Target
 from ._headers import checksum_headers, checksum_of, creation_headers
 from ._memory import Destination
 from ._multipart import MultipartUpload

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._batch import run_all
 from ._exceptions import S3Exception
-from ._fetch import Stopped, Target, changed_error, fetch
+from ._fetch import Stopped, fetch
+from ._head import Target, changed_error
 from ._info import ObjectInfo
 from ._memory import Destination, Slot
 from ._plan import split_range

@@ -31,7 +31,7 @@ from ._errors import (
     timeout_error,
 )
 from ._exceptions import S3ConnectionError, S3Exception
-from ._loading import load
+from ._loading import load, loading
 from ._settings import proxy_for
 from ._uri import uri_of
 
@@ -316,6 +316,14 @@ class RestClient:
         }
         if self._runtime.settings.ca_bundle is not None:
             options["ca_certs"] = self._runtime.settings.ca_bundle
+        if origin.startswith("https"):
+            load("ssl")
+            import ssl
+
+            with loading:
+                ssl.SSLContext(
+                    ssl.PROTOCOL_TLS_CLIENT
+                )  # The first one starts OpenSSL, which no child may inherit half.
         proxy = proxy_for(origin, config)
         manager: urllib3.PoolManager
         if proxy is None:

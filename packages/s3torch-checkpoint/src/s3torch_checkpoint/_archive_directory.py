@@ -44,6 +44,17 @@ class Member:
     end: int
 
     @property
+    def is_storage(self) -> bool:
+        """Whether it holds the storage of a tensor: `…/data/0`, `…/data/1`, and so on."""
+        folder, _, last = self.name.rpartition("/data/")
+        return bool(folder) and last.isdecimal()
+
+    @property
+    def is_byte_order(self) -> bool:
+        """Whether it names the byte order of the storages."""
+        return self.name.endswith("/byteorder")
+
+    @property
     def local_header(self) -> bytes:
         """The local header as far as it tells where the bytes begin: 30 bytes."""
         name_length = len(self.name.encode())
@@ -74,8 +85,8 @@ def directory_start(tail: bytes) -> int | None:
     return None
 
 
-def storage_members(directory: bytes, directory_offset: int) -> list[Member] | None:
-    """Find the members that hold tensors' storages (`…/data/0`, `…/data/1`, …).
+def archive_members(directory: bytes, directory_offset: int) -> list[Member] | None:
+    """Find where the bytes of all members lie that have any.
 
     Args:
         directory: The archive's directory, from its first byte; what follows it may follow.
@@ -91,8 +102,7 @@ def storage_members(directory: bytes, directory_offset: int) -> list[Member] | N
     ends = [entry[1] for entry in entries[1:]] + [directory_offset]
     members = []
     for (name, header, size, has_descriptor), following in zip(entries, ends, strict=True):
-        folder, _, last = name.rpartition("/data/")
-        if not folder or not last.isdecimal() or size == 0:
+        if size == 0:
             continue
         start = _start(header + _LOCAL_HEADER.size + len(name.encode()), following - size, has_descriptor)
         if start is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from s3core import GetObjectStream, ObjectChangedError, ObjectInfo, S3Client, S3Exception
 
-from ._archive_directory import Member, directory_start, storage_members
+from ._archive_directory import Member, archive_members, directory_start
 from ._progress import TransferProgress
 
 KiB = 2**10
@@ -65,14 +65,14 @@ class ArchiveReader(io.RawIOBase):
         """ETag of the version that is read."""
         return self._info.etag
 
-    def storage_members(self) -> list[Member] | None:
-        """Where the tensors' storages lie; None when this is no archive as `torch.save` writes it."""
+    def members(self) -> list[Member] | None:
+        """Where the archive's members lie; None when this is no archive as `torch.save` writes it."""
         if self._tail_start == self.size:
             self._fetch_tail()
         start = directory_start(bytes(self._tail))
         if start is None or not self._tail_start <= start < self.size:
             return None
-        return storage_members(bytes(self._tail[start - self._tail_start :]), start)
+        return archive_members(bytes(self._tail[start - self._tail_start :]), start)
 
     def readable(self) -> bool:
         """True."""

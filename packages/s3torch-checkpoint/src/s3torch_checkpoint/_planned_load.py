@@ -10,6 +10,7 @@ as usual.
 from __future__ import annotations
 
 import ctypes
+import sys
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
@@ -55,40 +56,52 @@ class _DeferringReader(ArchiveReader):
     def __init__(self, client: S3Client, bucket: str, key: str, progress: TransferProgress) -> None:
         super().__init__(client, bucket, key, progress)
         self.holes: list[_Hole] = []
-        members = self.storage_members()
-        if members is None:
+        # Until the place of the storages is known, everything is read as it is.
+        self.storages: list[Member] = []
+        self._headers: list[int] = []
+        members = self.members()
+        if members is None or not self._is_native(members):
             self.close()
             raise NotPlannable
-        self.members = members
-        self._headers = [member.header for member in members]
+        self.storages = [member for member in members if member.is_storage]
+        self._headers = [member.header for member in self.storages]
 
     def readinto(self, buffer: Any, /) -> int:
         """Note a read of a storage; make up the local header before it; read anything else."""
-        member = self._member()
-        if member is None:
-            return super().readinto(buffer)
         view = memoryview(buffer).cast("B")
-        position = self.tell()
-        if position == member.header and len(view) == LOCAL_HEADER_BYTES:
+        position, member = self.tell(), self._member()
+        if member is not None and position == member.header and len(view) == LOCAL_HEADER_BYTES:
             view[:] = member.local_header
-        elif member.start <= position and position + len(view) <= member.end:
-            if len(view):
-                address = ctypes.addressof(ctypes.c_char.from_buffer(view))
-                self.holes.append(_Hole(address, position, len(view)))
-        else:
-            raise NotPlannable
+        elif member is not None and len(view) and member.start <= position and position + len(view) <= member.end:
+            address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+            self.holes.append(_Hole(address, position, len(view)))
+        else:  # also the search for the end of a short archive, which begins within its last storage
+            return super().readinto(buffer)
         self.seek(position + len(view))
         return len(view)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read what is no storage."""
-        if self._member() is not None:
+        """Read what is no storage; `torch.load` reads those with `readinto`."""
+        member = self._member()
+        if member is not None and self.tell() >= member.start:
             raise NotPlannable
         return super().read(size)
 
     def _member(self) -> Member | None:
         index = bisect_right(self._headers, self.tell()) - 1
-        return self.members[index] if index >= 0 and self.tell() < self.members[index].end else None
+        return self.storages[index] if index >= 0 and self.tell() < self.storages[index].end else None
+
+    def _is_native(self, members: list[Member]) -> bool:
+        """Whether the storages are in this machine's byte order, so that `torch.load` leaves them as they are."""
+        for member in members:
+            if member.is_byte_order:
+                self.seek(member.header)
+                local_header = super().read(LOCAL_HEADER_BYTES)
+                self.seek(member.start)
+                order = super().read(member.end - member.start)
+                self.seek(0)
+                return member.is_told_by(local_header) and order == sys.byteorder.encode()
+        return False
 
 
 class _StoragePiece:
@@ -133,7 +146,11 @@ def is_plannable(map_location: Any, weights_only: bool) -> bool:
     """
     on_cpu = map_location == "cpu" or (isinstance(map_location, torch.device) and map_location.type == "cpu")
     list_globals: Callable[[], list[Any]] | None = getattr(torch.serialization, "get_safe_globals", None)
-    return weights_only and (map_location is None or on_cpu) and list_globals is not None and not list_globals()
+    if not weights_only or not (map_location is None or on_cpu) or list_globals is None:
+        return False
+    # torch itself allows its DTensor types; what a user allows may do anything with the bytes.
+    allowed = [entry[0] if isinstance(entry, tuple) else entry for entry in list_globals()]
+    return all(str(getattr(entry, "__module__", "")).startswith("torch.") for entry in allowed)
 
 
 def load_planned(client: S3Client, bucket: str, key: str, map_location: Any, progress: TransferProgress) -> Any:
@@ -164,7 +181,7 @@ def load_planned(client: S3Client, bucket: str, key: str, map_location: Any, pro
         addresses = sorted(storages)
         pieces: list[Piece] = [
             _HeaderPiece(Want(key, member.header, member.header + LOCAL_HEADER_BYTES), member)
-            for member in file.members
+            for member in file.storages
         ]
         for hole in file.holes:
             index = bisect_right(addresses, hole.address) - 1
@@ -175,7 +192,16 @@ def load_planned(client: S3Client, bucket: str, key: str, map_location: Any, pro
             buffer = storage_buffer(storage)[offset : offset + hole.length]
             pieces.append(_StoragePiece(Want(key, hole.start, hole.start + hole.length), buffer))
         etags = {key: file.etag} if file.etag is not None else {}
-    fetch_pieces(client, bucket, pieces, progress, window_bytes=_WINDOW_BYTES, alone_bytes=_ALONE_BYTES, etags=etags)
+    fetch_pieces(
+        client,
+        bucket,
+        pieces,
+        progress,
+        allowance_bytes=file.size,
+        window_bytes=_WINDOW_BYTES,
+        alone_bytes=_ALONE_BYTES,
+        etags=etags,
+    )
     return loaded
 
 

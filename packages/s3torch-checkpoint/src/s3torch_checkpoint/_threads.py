@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -11,6 +12,7 @@ T = TypeVar("T")
 
 # How often the waiting caller looks for Ctrl-C; Python delivers signals between such waits.
 _POLL_SECONDS = 0.1
+_STOP_SECONDS = 1.0
 
 
 class StoppedError(Exception):
@@ -76,6 +78,9 @@ def run_all(tasks: Sequence[Callable[[threading.Event], T]], thread_count: int) 
                 thread.join(_POLL_SECONDS)
     except BaseException:  # Ctrl-C in the waiting thread
         run.stop.set()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for thread in threads:  # they give up their uploads, where the network lets them
+            thread.join(max(0.0, deadline - time.monotonic()))
         raise
     if run.errors:
         first = run.errors[0]

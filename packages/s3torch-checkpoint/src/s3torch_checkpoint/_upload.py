@@ -89,8 +89,10 @@ def upload(
         yield file
         file.check_stop()
     except BaseException as error:
-        stream.abort()
-        if file.error is not None and file.error is not error:
-            raise file.error from None
+        first = file.error if file.error is not None else error
+        # Waits until nothing is left behind; after Ctrl-C only for a moment.
+        stream.__exit__(type(first), first, first.__traceback__)
+        if first is not error:
+            raise first from None
         raise
     stream.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Protocol, cast
 
 from typing_extensions import Buffer
@@ -29,9 +30,12 @@ class ByteStream(Protocol):
 
 def as_byte_stream(stream: Iterator[Buffer]) -> ByteStream:
     """Returns the stream itself where it offers `read_into` and `read_all`, and an adapter where it only iterates."""
-    if all(hasattr(type(stream), name) for name in _FAST_PATHS):
-        return cast(ByteStream, stream)
-    return _IteratedStream(stream)
+    return cast(ByteStream, stream) if _is_fast(type(stream)) else _IteratedStream(stream)
+
+
+@lru_cache(maxsize=64)
+def _is_fast(kind: type) -> bool:
+    return all(hasattr(kind, name) for name in _FAST_PATHS)
 
 
 def object_size_bytes(stream: ByteStream) -> int | None:

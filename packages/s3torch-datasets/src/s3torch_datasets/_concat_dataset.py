@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset
 from typing_extensions import TypeVar
 
 from s3torch_datasets._map_dataset import S3MapDataset, read_batch
@@ -29,6 +29,9 @@ class S3ConcatDataset(ConcatDataset[T_co]):
         >>> both = S3ConcatDataset([S3MapDataset.from_prefix("s3://bucket/2024/"), other])  # doctest: +SKIP
         >>> loader = torch.utils.data.DataLoader(both, batch_size=128, shuffle=True)  # doctest: +SKIP
     """
+
+    def __init__(self, datasets: Iterable[Dataset[T_co]]) -> None:
+        super().__init__(datasets)
 
     def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
         """Returns the samples of a batch in order; objects that `on_error` skips are left out."""

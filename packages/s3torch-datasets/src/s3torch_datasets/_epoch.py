@@ -27,12 +27,12 @@ class SharedEpoch:
 
     @property
     def was_iterated_in_a_worker(self) -> bool:
-        """Whether any copy began to iterate in a worker process."""
+        """Whether the last copy that began to iterate was in a worker process."""
         return bool(self._numbers[_WORKERS_STARTED])
 
-    def mark_worker_iteration(self) -> None:
-        """Says that a copy in a worker process begins to iterate."""
-        self._numbers[_WORKERS_STARTED] = 1
+    def mark_iteration(self, *, in_worker: bool) -> None:
+        """Says where the dataset is iterated from now on: by copies in worker processes, or in the main process."""
+        self._numbers[_WORKERS_STARTED] = in_worker
 
     def __getstate__(self) -> dict[str, Any]:
         return {"shared": self._numbers} if is_spawning() else {"epoch": self.epoch}

@@ -81,15 +81,15 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
         Raises:
             RuntimeError: DataLoader workers iterated their copies, and this one was not: only they know.
         """
-        if self._progress is not None:
-            return to_state(self._progress, self._order())
-        if self._resume is not None:
-            return dict(self._resume)
         if self._shared.was_iterated_in_a_worker and get_worker_info() is None:
             raise RuntimeError(
                 "the workers of a DataLoader iterated copies of this dataset, and only they know how far they are; "
                 "use torchdata's StatefulDataLoader and its state_dict(), or num_workers=0"
             )
+        if self._progress is not None:
+            return to_state(self._progress, self._order())
+        if self._resume is not None:
+            return dict(self._resume)
         return to_state(Progress(self.epoch, *self._plan(len(self.index))), self._order())
 
     def load_state_dict(self, state_dict: State) -> None:
@@ -105,13 +105,13 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
         self._progress = None
         if not self._resume_is_of_worker:
             self._shared.epoch = state_dict["epoch"]
+            self._shared.mark_iteration(in_worker=False)
 
     def _begin(self) -> Progress:
         """Starts an iteration: reads the epoch, the rank and the worker, and takes up a state that was loaded."""
         resume, self._resume = self._resume, None
         in_worker = get_worker_info() is not None
-        if in_worker:
-            self._shared.mark_worker_iteration()
+        self._shared.mark_iteration(in_worker=in_worker)
         epoch = self.epoch if resume is None else resume["epoch"]
         progress = Progress(epoch, *self._plan(len(self.index)))
         if resume is not None and in_worker and not self._resume_is_of_worker:

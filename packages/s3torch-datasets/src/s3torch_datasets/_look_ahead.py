@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 
+from s3torch_datasets._fork_count import ForkCount
 from s3torch_datasets._object_source import ObjectSource
 
 
@@ -14,18 +14,19 @@ class ByteBudget:
     """Bytes that all look-aheads of a process may have on their way or waiting; asking never waits."""
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._forks = ForkCount.now
         self._used = 0
         self._lock = threading.Lock()
 
     @property
     def used_bytes(self) -> int:
         """Bytes taken now, in this process."""
-        return self._used if self._pid == os.getpid() else 0
+        return self._used if self._forks == ForkCount.now else 0
 
     def try_take(self, size_bytes: int, limit_bytes: int) -> bool:
         """Takes bytes where the limit allows it, and says whether it did."""
-        self._start_over_after_fork()
+        if self._forks != ForkCount.now:
+            self.__init__()  # type: ignore[misc]  # the lock and the sum are the parent's
         with self._lock:
             if self._used + size_bytes > limit_bytes:
                 return False
@@ -34,13 +35,10 @@ class ByteBudget:
 
     def give_back(self, size_bytes: int) -> None:
         """Gives back what was taken in this process."""
-        self._start_over_after_fork()
+        if self._forks != ForkCount.now:
+            return
         with self._lock:
             self._used = max(0, self._used - size_bytes)
-
-    def _start_over_after_fork(self) -> None:
-        if self._pid != os.getpid():
-            self.__init__()  # type: ignore[misc]  # the lock and the sum are the parent's
 
 
 PROCESS_BUDGET = ByteBudget()
@@ -70,7 +68,7 @@ class LookAhead(Iterator[ObjectSource]):
         self._held_back: ObjectSource | None = None
         self._current: ObjectSource | None = None
         self._armed = False
-        self._pid = os.getpid()
+        self._forks = ForkCount.now
 
     def __next__(self) -> ObjectSource:
         last = self._current
@@ -92,7 +90,7 @@ class LookAhead(Iterator[ObjectSource]):
             self._current = None
         while self._coming:
             source, size = self._coming.popleft()
-            if self._pid == os.getpid():
+            if self._forks == ForkCount.now:
                 source.discard()
                 PROCESS_BUDGET.give_back(size)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from s3core import S3Exception
 from s3torch_datasets._byte_stream import ByteStream, as_byte_stream, as_bytes_view, object_size_bytes
+from s3torch_datasets._fork_count import ForkCount
 from s3torch_datasets._positioned_reader import PositionedReader
 from s3torch_datasets._protocol import GetObjectInfo, GetStream
 
@@ -31,7 +30,7 @@ class SequentialS3Reader(PositionedReader):
         self._held: bytes | bytearray = b""
         self._filled = 0
         self._stream: ByteStream | None = None
-        self._stream_pid = 0
+        self._stream_forks = 0
 
     def _fetch(self, position: int, size: int | None) -> bytes:
         if size is None and self._filled == 0 and position == 0:
@@ -150,7 +149,7 @@ class SequentialS3Reader(PositionedReader):
         )
 
     def _find_size(self) -> int:
-        if self._stream is not None and self._stream_pid == os.getpid():
+        if self._stream is not None and self._stream_forks == ForkCount.now:
             size = object_size_bytes(self._stream)
             if size is not None:
                 return size
@@ -158,14 +157,14 @@ class SequentialS3Reader(PositionedReader):
 
     def _stream_at_filled(self) -> ByteStream:
         """Returns the open stream, or a new one after a fork, an error, or the first time."""
-        if self._stream is None or self._stream_pid != os.getpid():
+        if self._stream is None or self._stream_forks != ForkCount.now:
             self._stream = as_byte_stream(self._open(self._filled or None))
-            self._stream_pid = os.getpid()
+            self._stream_forks = ForkCount.now
         return self._stream
 
     def _drop_stream(self) -> None:
         stream, self._stream = self._stream, None
-        if stream is not None and self._stream_pid == os.getpid():
+        if stream is not None and self._stream_forks == ForkCount.now:
             stream.close()
 
     def _release(self) -> None:

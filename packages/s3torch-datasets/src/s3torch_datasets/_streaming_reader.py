@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections import deque
 from typing import Any
 
 from s3core import S3Exception
 from s3torch_datasets._byte_stream import ByteStream, as_byte_stream, object_size_bytes
+from s3torch_datasets._fork_count import ForkCount
 from s3torch_datasets._positioned_reader import PositionedReader
 from s3torch_datasets._protocol import GetObjectInfo, GetStream
 
@@ -59,13 +59,13 @@ class StreamingS3Reader(PositionedReader):
         self._max_blocks_ahead = in_window - 1 - self._blocks_behind
         self._blocks_ahead = 0
         self._blocks: deque[_Block] = deque()
-        self._pid = 0
+        self._forks = 0
 
     def prefetch(self) -> None:
         """Sends the request for the first block of the window and does not wait."""
         self._check_open()
         if not self._blocks:
-            self._pid = os.getpid()
+            self._forks = ForkCount.now
             self._append_block(self._position)
 
     def _fetch(self, position: int, size: int | None) -> bytes:
@@ -144,10 +144,10 @@ class StreamingS3Reader(PositionedReader):
         """Returns the block that holds the position, with its data; None at the end of the object."""
         if self._size is not None and position >= self._size:
             return None
-        if self._pid != os.getpid():
+        if self._forks != ForkCount.now:
             self._blocks.clear()  # inherited through a fork: dead here, and the parent's to close
             self._blocks_ahead = 0
-            self._pid = os.getpid()
+            self._forks = ForkCount.now
         blocks = self._blocks
         if not blocks or not blocks[0].start <= position < blocks[-1].end:
             if not blocks or position != blocks[-1].end:
@@ -213,7 +213,7 @@ class StreamingS3Reader(PositionedReader):
             stream.close()
 
     def _release(self) -> None:
-        if self._pid == os.getpid():
+        if self._forks == ForkCount.now:
             for block in self._blocks:
                 self._close_block(block)
         self._blocks.clear()

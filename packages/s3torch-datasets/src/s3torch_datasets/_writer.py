@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NoReturn, Protocol, Self
 
 from typing_extensions import Buffer
 
+from s3core import S3Exception
 from s3torch_datasets._binary_file import BinaryFile
 
 
@@ -59,6 +61,8 @@ class S3Writer(BinaryFile):
         """
         if self._closed:
             raise ValueError("write to a closed S3Writer")
+        if self._pid != os.getpid():
+            self._refuse_in_child("written to")
         written = self.stream.write(data)
         self._written += written
         return written
@@ -69,6 +73,10 @@ class S3Writer(BinaryFile):
         Raises:
             S3Exception: The upload failed; the previous object is as it was.
         """
+        if self.closed:
+            return
+        if self._pid != os.getpid():
+            self._refuse_in_child("completed")
         with self._lock:
             if self._closed:
                 return
@@ -81,6 +89,9 @@ class S3Writer(BinaryFile):
 
     def abort(self) -> None:
         """Gives the object up and leaves the previous one as it was; does nothing after `close()`."""
+        if self._pid != os.getpid():
+            self._closed = True  # the upload is the parent's, and so is the lock
+            return
         with self._lock:
             if self._closed:
                 return
@@ -107,6 +118,11 @@ class S3Writer(BinaryFile):
         """Returns the number of bytes written so far."""
         return self._written
 
+    def _refuse_in_child(self, what: str) -> NoReturn:
+        """Leaves an upload that was inherited through a fork to the process that began it."""
+        self._closed = True
+        raise S3Exception(f"an S3Writer of process {self._pid} cannot be {what} in its child; open another one there")
+
     def __enter__(self) -> Self:
         if self._closed:
             raise ValueError("enter a closed S3Writer")
@@ -117,6 +133,12 @@ class S3Writer(BinaryFile):
     ) -> None:
         if exc_type is None:
             self.close()
+        elif isinstance(self.stream, AbstractContextManager) and self._pid == os.getpid():
+            # The stream knows how long an abort may take: after Ctrl-C nobody waits for it.
+            with self._lock:
+                if not self._closed:
+                    self._closed = True
+                    self.stream.__exit__(exc_type, exc, traceback)
         else:
             self.abort()
 
@@ -124,5 +146,6 @@ class S3Writer(BinaryFile):
         # io.IOBase would call close() here, which completes the object.
         if not getattr(self, "_closed", True):
             self._closed = True
-            if self._pid == os.getpid():
+            # A stream with a finaliser of its own gives up without waiting for the network.
+            if self._pid == os.getpid() and not hasattr(type(self.stream), "__del__"):
                 self.stream.abort()

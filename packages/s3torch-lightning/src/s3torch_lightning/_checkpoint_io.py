@@ -16,7 +16,7 @@ from ._library import find_library, imported_libraries
 from ._options import SaveOptions
 from ._paths import checkpoint_uri
 from ._registration import register_filesystem
-from ._repairs import repair
+from ._repairs import repair_imported
 from ._settings import S3Settings, use_settings
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class S3LightningCheckpoint(CheckpointIO):
         for library in imported_libraries():
             # `lightning` and `pytorch_lightning` check plugins against classes of their own.
             library.fabric_module("plugins").CheckpointIO.register(S3LightningCheckpoint)
-            repair(library)
+        repair_imported()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

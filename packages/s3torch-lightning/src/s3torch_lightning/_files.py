@@ -62,8 +62,8 @@ class TextWriter(io.TextIOWrapper):
     """
 
     def __init__(self, writer: S3Writer, **options: Any) -> None:
+        self._writer = writer  # first, because a bad option leaves half a file to be collected
         super().__init__(writer, **options)
-        self._writer = writer
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

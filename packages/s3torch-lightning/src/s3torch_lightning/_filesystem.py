@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, ClassVar
 
 from fsspec import AbstractFileSystem
 
-from s3core import GetObjectStream, NoSuchBucketError, NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
-from s3torch_datasets import S3ReaderConstructor, S3Writer
+from s3core import NoSuchBucketError, NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
+from s3torch_datasets import S3Writer
 
 from ._files import DeferredWriter, TextWriter
+from ._repairs import repair_imported
 from ._settings import S3Settings, current_settings
 from ._uploads import pending_state
 
@@ -57,6 +57,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
                 "s3client_config, and s3fs takes others"
             )
         super().__init__(**storage_options)
+        repair_imported()
         own = S3Settings(region, endpoint, s3client_config)
         self._own_settings = None if own == S3Settings() else own
 
@@ -307,12 +308,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
     def _open(self, path: str, mode: str = "rb", autocommit: bool = True, **kwargs: Any) -> Any:
         bucket, key = self._split(path)
         if mode == "rb":
-            return S3ReaderConstructor.default()(
-                bucket,
-                key,
-                partial(self._client.head_object, bucket, key),
-                partial(self._range, bucket, key),
-            )
+            return self.settings.checkpoint.reader(f"s3://{bucket}/{key}")
         if mode == "xb" and self.exists(path):
             raise FileExistsError(f"s3://{bucket}/{key} exists")
         if mode not in {"wb", "xb", "ab"}:
@@ -326,9 +322,6 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
                 before = b""
             writer.write(before)
         return writer
-
-    def _range(self, bucket: str, key: str, start: int | None = None, end: int | None = None) -> GetObjectStream:
-        return self._client.get_object(bucket, key, start=start, end=end)
 
     @property
     def _client(self) -> S3Client:

@@ -17,6 +17,7 @@ from s3core import S3ClientConfig, parse_s3_uri
 
 from ._checkpoint_io import S3LightningCheckpoint
 from ._paths import checkpoint_uri, meant_uri
+from ._repairs import repair_imported
 from ._settings import S3Settings, current_settings
 from ._sharded import ShardedCheckpoint
 
@@ -50,6 +51,7 @@ class OnS3:
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        repair_imported()
         own = S3Settings(region, endpoint, s3client_config)
         # Without settings of its own, the strategy has those of the plugin, which may be made after it.
         self._own_plugin = S3LightningCheckpoint(region, s3client_config, endpoint) if own != S3Settings() else None

@@ -1,4 +1,4 @@
-"""Two places where Lightning itself loses an S3 path, mended while a plugin of this package is in use.
+"""Two places where Lightning itself loses an S3 path, mended as soon as anything of this package serves one.
 
 Both are methods without a seam, so that they are wrapped where they are; a path on a local disk goes through unchanged.
 
@@ -13,32 +13,38 @@ from __future__ import annotations
 import functools
 import os
 import re
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from types import ModuleType
 from typing import Any
 
 from fsspec.core import url_to_fs
 
-from ._library import Library
+from ._library import imported_libraries
 from ._paths import meant_uri
 
 _MARK = "_s3torch_lightning"
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
 
 
-def repair(library: Library) -> None:
-    """Wrap the methods of one Lightning; once is enough, and more do no harm.
+def repair_imported() -> None:
+    """Wrap the methods of each Lightning that is imported by now; once is enough, and more do no harm."""
+    for library in imported_libraries():
+        if library.trainer in sys.modules:
+            model_checkpoint = library.trainer_module("callbacks").ModelCheckpoint
+            _wrap(model_checkpoint, "_find_last_checkpoints", _finding_last_on_s3)
+            _guard(library.trainer_module("strategies"))
+        if library.fabric in sys.modules:
+            _guard(library.fabric_module("strategies"))
 
-    Args:
-        library: A Lightning that is imported.
-    """
-    _wrap(library.trainer_module("callbacks").ModelCheckpoint, "_find_last_checkpoints", _finding_last_on_s3)
-    for strategies in (library.trainer_module("strategies"), library.fabric_module("strategies")):
-        for name in _SHARDED:
-            strategy = getattr(strategies, name, None)
-            if strategy is not None:
-                for method in ("save_checkpoint", "load_checkpoint"):
-                    _wrap(strategy, method, functools.partial(_refusing_s3, name))
+
+def _guard(strategies: ModuleType) -> None:
+    for name in _SHARDED:
+        strategy = getattr(strategies, name, None)
+        if strategy is not None:
+            for method in ("save_checkpoint", "load_checkpoint"):
+                _wrap(strategy, method, functools.partial(_refusing_s3, name))
 
 
 def _wrap(cls: type, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -75,8 +75,8 @@ class UploadQueue:
             raise
         with self._changed:
             self._preparing -= 1
-            self._unproven.append(task)
             self._start(task)
+            self._unproven.append(task)
 
     def remove(self, uri: str, action: Callable[[], None]) -> None:
         """Queue a removal behind the saves before it; it is dropped if one of them fails.
@@ -129,9 +129,14 @@ class UploadQueue:
 
     def _start(self, task: _Task) -> None:
         self._waiting.append(task)
-        if not self._is_alive:
-            self._is_alive = True
+        if self._is_alive:
+            return
+        try:
             threading.Thread(target=self._work, name="s3torch-lightning-uploads", daemon=False).start()
+        except BaseException:  # no thread to be had
+            self._waiting.pop()
+            raise
+        self._is_alive = True
 
     def _work(self) -> None:
         while True:

@@ -13,12 +13,13 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from ._checkpoint_io import default_weights_only
+from ._checkpoint_io import S3LightningCheckpoint, default_weights_only
 from ._library import find_library
 from ._on_s3 import OnS3
 from ._shards import load_fsdp_shards, load_shards, model_shards, optimizer_shards, sharded_state_dicts
 
 if TYPE_CHECKING:
+    from lightning.fabric.plugins import CheckpointIO
     from lightning.fabric.strategies.fsdp import FSDPStrategy
     from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
     from torch.distributed.tensor import DTensor
@@ -39,6 +40,21 @@ Filter = dict[str, Callable[[str, Any], bool]]
 
 class _FabricOnS3(OnS3):
     """What both strategies of Fabric do alike."""
+
+    _checkpoint_io: CheckpointIO | None
+
+    @property
+    def checkpoint_io(self) -> Any:
+        """The plugin with whose settings the strategy reaches S3."""
+        return self._plugin
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: Any) -> None:
+        if not isinstance(io, S3LightningCheckpoint):
+            raise TypeError(
+                f"{type(self).__name__} saves through S3LightningCheckpoint, got a {type(io).__name__}; leave it out"
+            )
+        self._checkpoint_io = io
 
     def _saves_shards(self) -> bool:
         raise NotImplementedError

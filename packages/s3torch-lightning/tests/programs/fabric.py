@@ -16,6 +16,7 @@ library, uri, strategy_name, *ways = sys.argv[1:]
 Fabric = importlib.import_module(library).Fabric
 
 import s3torch_lightning.fabric as strategies  # noqa: E402 (after the Lightning that it is to be made for)
+from s3torch_lightning import S3LightningCheckpoint  # noqa: E402
 
 IS_FSDP1 = strategy_name == "S3FSDPStrategy"
 
@@ -33,7 +34,9 @@ def make(how: str) -> tuple[Any, Any, Any]:
         strategy = strategies.S3ModelParallelStrategy(
             parallelize, data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=how == "sharded"
         )
-    fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy)
+    # The settings may come from a plugin, which the stock strategies refuse.
+    plugins = [S3LightningCheckpoint()] if how == "sharded" else []
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy, plugins=plugins)
     fabric.launch()
     return fabric, *fresh(fabric)
 

@@ -1,0 +1,86 @@
+"""The object that is read, and what a HEAD says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ._exceptions import ObjectChangedError, S3Exception
+from ._headers import customer_key_headers
+from ._info import ObjectInfo
+from ._rest import Request
+from ._uri import uri_of
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The object that is read.
+
+    Args:
+        bucket: The bucket.
+        key: The key.
+        version_id: The version; None for the latest.
+    """
+
+    bucket: str
+    key: str
+    version_id: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """The `s3://bucket/key` for messages."""
+        return uri_of(self.bucket, self.key)
+
+
+def head(runtime: Runtime, target: Target) -> ObjectInfo:
+    """Ask for an object's size and headers.
+
+    Raises:
+        S3Exception: There is no such object, or the request failed.
+    """
+    return head_with_headers(runtime, target)[0]
+
+
+def head_with_headers(runtime: Runtime, target: Target) -> tuple[ObjectInfo, Mapping[str, str]]:
+    """As `head`, with all headers of the answer."""
+    query = {"versionId": target.version_id} if target.version_id else {}
+    headers = customer_key_headers(runtime.config)
+    response = runtime.rest.send(Request("HEAD", target.bucket, target.key, query=query, headers=headers))
+    size = response.headers.get("Content-Length")
+    if size is None:
+        raise S3Exception(f"HEAD of {target.uri} failed: the store did not tell the object's size")
+    return info_of_headers(target, response.headers, int(size)), response.headers
+
+
+def info_of_headers(target: Target, headers: Any, size: int) -> ObjectInfo:
+    """What the headers of an answer say about an object of `size` bytes."""
+    from email.utils import parsedate_to_datetime
+
+    modified = headers.get("Last-Modified")
+    moment: datetime | None = None
+    if modified:
+        try:
+            moment = parsedate_to_datetime(modified)
+        except ValueError:
+            pass
+    return ObjectInfo(
+        target.key,
+        size,
+        headers.get("ETag"),
+        moment,
+        headers.get("x-amz-storage-class"),
+        headers.get("x-amz-version-id"),
+    )
+
+
+def changed_error(target: Target) -> ObjectChangedError:
+    """The error for an object that was replaced while it was read."""
+    return ObjectChangedError(
+        f"GET of {target.uri} failed: the object was replaced while it was being read, so that its parts would be of "
+        "two versions; open it again, or keep objects unchanged while they are read"
+    )

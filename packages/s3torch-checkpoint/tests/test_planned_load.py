@@ -1,0 +1,131 @@
+"""Archives whose storages are filled all at once: the right bytes, only where that is sure, and in order elsewhere."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3core import ObjectChangedError, S3Client
+from s3torch_checkpoint import S3Checkpoint
+from s3torch_checkpoint._archive_directory import archive_members, directory_start
+from s3torch_checkpoint._planned_load import NotPlannable, is_plannable, load_planned
+from s3torch_checkpoint._progress import TransferProgress
+from servers.counting import CountingServer
+
+MiB = 2**20
+Options = dict[str, Any]
+
+
+def archive_of(state: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def load(options: Options, server: CountingServer, data: bytes) -> Any:
+    server.put("model.pt", data)
+    client = S3Client(options["region"], endpoint=options["endpoint"], s3client_config=options["s3client_config"])
+    with TransferProgress("", None, enabled=False) as progress:
+        return load_planned(client, server.bucket, "model.pt", None, progress)
+
+
+@given(st.lists(st.integers(0, 3000), max_size=12))
+def test_the_directory_tells_where_each_storage_lies(lengths: list[int]) -> None:
+    state = [torch.arange(length, dtype=torch.int64) * (index + 1) for index, length in enumerate(lengths)]
+    data = archive_of(state)
+    start = directory_start(data[-65536:])
+    assert start is not None
+    members = archive_members(data[start:], start)
+    assert members is not None
+    found = [data[member.start : member.end] for member in members if member.is_storage]
+    assert sorted(found) == sorted(tensor.numpy().tobytes() for tensor in state if tensor.numel())
+    assert [data[member.start : member.end] for member in members if member.is_byte_order] == [b"little"]
+    for member in members:
+        assert member.is_told_by(data[member.header : member.header + 30])
+
+
+def test_a_state_of_plain_tensors_is_filled_at_once(options: Options, counting_server: CountingServer) -> None:
+    weight = torch.randn(3 * MiB)
+    parameter = torch.nn.Parameter(torch.randn(10, 10))
+    state = OrderedDict(weight=weight, view=weight[5:10], parameter=parameter, empty=torch.empty(0), n=[1, (2.5, "x")])
+    loaded = load(options, counting_server, archive_of(state))
+    assert torch.equal(loaded["weight"], weight)
+    assert loaded["view"].data_ptr() == loaded["weight"][5:].data_ptr()
+    assert torch.equal(loaded["parameter"], parameter)
+    assert loaded["n"] == [1, (2.5, "x")]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(3).to_sparse(),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    ],
+    ids=["sparse", "quantised", "nested"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_looks_at_its_bytes_is_loaded_in_order(
+    options: Options, counting_server: CountingServer, make: Callable[[], torch.Tensor]
+) -> None:
+    tensor = make()
+    with pytest.raises((NotPlannable, RuntimeError, ValueError)):
+        load(options, counting_server, archive_of({"a": tensor}))
+    loaded = S3Checkpoint(**options).load(f"s3://{counting_server.bucket}/model.pt")
+    assert str(loaded["a"]) == str(tensor)
+
+
+def test_an_archive_written_by_another_tool_is_loaded_in_order(
+    options: Options, counting_server: CountingServer
+) -> None:
+    state = {"a": torch.arange(1000.0), "b": torch.arange(77)}
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive_of(state))) as source, zipfile.ZipFile(packed, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(NotPlannable):
+        load(options, counting_server, packed.getvalue())
+    loaded = S3Checkpoint(**options).load(f"s3://{counting_server.bucket}/model.pt")
+    assert torch.equal(loaded["a"], state["a"])
+
+
+def test_a_local_header_that_says_otherwise_is_believed(options: Options, counting_server: CountingServer) -> None:
+    data = bytearray(archive_of({"a": torch.ones(9 * MiB, dtype=torch.uint8)}))
+    start = directory_start(bytes(data[-65536:]))
+    assert start is not None
+    members = archive_members(bytes(data[start:]), start)
+    assert members is not None
+    (storage,) = (member for member in members if member.is_storage)
+    data[storage.header + 28] ^= 64
+    with pytest.raises(NotPlannable):
+        load(options, counting_server, bytes(data))
+
+
+def test_other_ways_of_loading_are_not_planned() -> None:
+    assert is_plannable(None, True)
+    assert is_plannable("cpu", True)
+    assert is_plannable(torch.device("cpu"), True)
+    assert not is_plannable(None, False)
+    assert not is_plannable("meta", True)
+    assert not is_plannable({"cuda:0": "cpu"}, True)
+    assert not is_plannable(lambda storage, location: storage, True)
+
+
+def test_functions_that_the_user_allows_stop_the_planning() -> None:
+    with torch.serialization.safe_globals([archive_of]):
+        assert not is_plannable(None, True)
+
+
+def test_an_object_replaced_before_it_is_filled_is_an_error(options: Options, counting_server: CountingServer) -> None:
+    data = archive_of({"a": torch.zeros(20 * MiB, dtype=torch.uint8)})
+    counting_server.fault(operation="GetObject", skip=2, times=1, replace_with=data[:-1] + b"x")
+    with pytest.raises(ObjectChangedError):
+        load(options, counting_server, data)
