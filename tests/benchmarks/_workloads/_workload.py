@@ -52,7 +52,7 @@ def drain(
 ) -> list[Digest]:
     """Take batches until there are no more, or for as long as the scale says.
 
-    Workers finish their batches at about the same time, and a slow peer not many of them: it ends after a batch of each.
+    Workers finish their batches at about the same time, and a slow peer few of them: it ends after one of each.
     """
     found: list[Digest] = []
     for number, batch in enumerate(batches, 1):
