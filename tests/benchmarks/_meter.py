@@ -18,7 +18,7 @@ class Meter:
         units: How many units were done.
         needed_bytes: How many bytes the work needed to move.
         first_seconds: From the start to the first progress.
-        seconds: From the start to the end.
+        seconds: From the start to the last progress, or to the end when there was none.
         cpu_seconds: Of this process and of its children that have ended.
         intervals: Seconds between one progress and the next.
         peak_rss_bytes: The most memory; 0 as long as nobody looked.
@@ -61,8 +61,8 @@ class Meter:
         return time.perf_counter() - self._start
 
     def stop(self) -> None:
-        """End to measure; children must have ended."""
-        self.seconds = time.perf_counter() - self._start
+        """End to measure: wall time ends with the last progress, CPU time now; children must have ended."""
+        self.seconds = (self._last if self.intervals else time.perf_counter()) - self._start
         self.cpu_seconds = _cpu_seconds() - self._cpu_start
         self.counted = {name: count + self.counted[name] for name, count in self._read_counters().items()}
 

@@ -29,9 +29,7 @@ QUICK_NAMES = ("ours",)
 @click.option("--quick", is_flag=True, help="Little data and one round: shows that all works, says nothing of speed.")
 @click.option("--rounds", type=click.IntRange(1), help="How often each cell is measured; 5, or 1 with --quick.")
 @click.option("--setting", "settings", multiple=True, type=click.Choice(SETTINGS), help="Of the local server; all.")
-@click.option(
-    "--peer", "peers", multiple=True, type=click.Choice(NAMES), help="Only these; all, or with --quick ours."
-)
+@click.option("--peer", "peers", multiple=True, type=click.Choice(NAMES), help="Only these; all, or with --quick ours.")
 @click.option("--workload", "patterns", multiple=True, help="Only those that match, such as 'small-*'; all.")
 @click.option("--uri", help="Measure in this bucket instead, such as s3://bucket/prefix; data is put there and stays.")
 @click.option("--endpoint", help="The URL of --uri's server, when it is not AWS.")

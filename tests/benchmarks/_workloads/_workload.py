@@ -48,14 +48,18 @@ def check(is_right: bool, what: str) -> None:
 
 
 def drain(
-    batches: Iterator[list[Digest]], meter: Meter, target: Target, most_batches: int | None = None
+    batches: Iterator[list[Digest]], meter: Meter, target: Target, workers: int, most_batches: int | None = None
 ) -> list[Digest]:
-    """Take batches until there are no more, or for as long as the scale says."""
+    """Take batches until there are no more, or for as long as the scale says.
+
+    Workers finish their batches at about the same time, and a slow peer few of them: it ends after one of each.
+    """
     found: list[Digest] = []
     for number, batch in enumerate(batches, 1):
         meter.tick(len(batch), sum(size for _, size, _ in batch))
         found += batch
-        if number == most_batches or meter.elapsed_seconds > target.scale.seconds:
+        is_over = meter.elapsed_seconds > target.scale.seconds and number % max(workers, 1) == 0
+        if is_over or number == most_batches:
             break
     if hasattr(batches, "close"):
         batches.close()

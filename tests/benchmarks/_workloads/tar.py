@@ -12,7 +12,7 @@ from benchmarks._workloads._workload import Workload, check, drain
 
 def _read(peer: Peer, meter: Meter, *, workers: int) -> None:
     meter.start()
-    found = drain(peer.read_samples(workers), meter, peer.target)
+    found = drain(peer.read_samples(workers), meter, peer.target, workers)
     meter.stop()
     keys = [key for key, _, _ in found]
     check(bool(keys), "nothing came")
