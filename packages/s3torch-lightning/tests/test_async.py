@@ -295,6 +295,7 @@ def test_a_program_that_ends_without_teardown_waits_for_its_uploads(server: Coun
 
 
 def save_much(plugin: S3AsyncCheckpoint, uri: str) -> None:
+    torch.set_num_threads(1)  # As in a DataLoader's worker: the parent's OpenMP threads are not there after a fork.
     plugin.save_checkpoint({"epoch": 2, "weight": torch.zeros(24 * 2**20, dtype=torch.uint8)}, uri)
     plugin.teardown()
 

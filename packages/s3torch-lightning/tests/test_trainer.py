@@ -277,7 +277,8 @@ def test_lost_permission_in_mid_training_is_named_and_keeps_earlier_checkpoints(
     if type(plugin) in (S3LightningCheckpoint, S3AsyncCheckpoint):
         assert kept == ["step=3.ckpt"]
     else:
-        assert kept in ([], ["step=3.ckpt"])  # Lightning's wrapper removes without waiting for the save
+        # Lightning's wrapper saves and removes side by side: which of the earlier ones is left is a matter of luck.
+        assert set(kept) <= {"step=1.ckpt", "step=2.ckpt", "step=3.ckpt"}
     for name in kept:
         # Lightning's wrapper raises the same error for ever after.
         trainer = make_trainer(simple, checkpoints)
