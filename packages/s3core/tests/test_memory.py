@@ -94,11 +94,11 @@ def test_a_pool_runs_as_many_at_a_time_as_it_has_threads() -> None:
 
 
 def test_a_pool_starts_no_more_threads_than_it_needs() -> None:
-    pool = Pool(64)
+    before, pool = set(threading.enumerate()), Pool(64)
     for _ in range(50):
         wait_for(pool.submit(int))
         wait_for(pool.submit(int))
-    assert len(pool._threads) <= 3
+    assert len(set(threading.enumerate()) - before) <= 3
 
 
 def test_an_error_of_a_task_is_raised_where_it_is_waited_for() -> None:
@@ -123,11 +123,12 @@ def test_what_a_destructor_hands_over_is_run() -> None:
 
 
 def test_the_threads_of_a_dropped_pool_end() -> None:
-    pool = Pool(3)
+    before, pool = set(threading.enumerate()), Pool(3)
     barrier = threading.Barrier(3)
     for future in [pool.submit(barrier.wait, 20) for _ in range(3)]:
         wait_for(future)
-    threads = list(pool._threads)
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == 3
     del pool, future
     gc.collect()
     for thread in threads:

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,31 @@ _ABORT_ROUNDS = 3
 
 class _State(Enum):
     OPEN = "open"
-    COMPLETING = "completing"
-    ABORTING = "aborting"
+    GIVEN_UP = "given up"
     DONE = "done"
+
+
+class _Step:
+    """One request of an upload: sent by the one who claims it, or skipped by an abort that claims it first.
+
+    Ctrl-C can hit the caller's thread between any two instructions: a step that never reached the pool is then still
+    among the upload's steps, and the abort that follows claims it, instead of waiting for it.
+
+    Args:
+        send: What to do.
+        skip: What to do instead, when the upload was given up or has failed.
+    """
+
+    __slots__ = ("_claim", "send", "skip")
+
+    def __init__(self, send: Callable[[], None], skip: Callable[[], None]) -> None:
+        self.send = send
+        self.skip = skip
+        self._claim = threading.Lock()
+
+    def claim(self) -> bool:
+        """Say whether the caller is the first, and so the one to end this step."""
+        return self._claim.acquire(blocking=False)
 
 
 class MultipartUpload:
@@ -58,16 +81,20 @@ class MultipartUpload:
         self._parts: dict[int, tuple[str, str | None]] = {}
         self._error: BaseException | None = None
         self._uncertain = False
-        self._unwanted = False
-        self._in_flight = 0
+        self._steps: set[_Step] = set()
         self._state = _State.OPEN
-        self._changed = threading.Condition()
+        # Taken by `with` itself and not through the condition, whose `__enter__` is Python code that Ctrl-C can leave
+        # with the lock held; reentrant, because the garbage collector may run `abandon` in the midst of a section.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._stop = threading.Event()
+        self._completed = False
+        self._abort_claim = threading.Lock()
 
     @property
     def in_flight(self) -> int:
-        """How many parts are on their way."""
-        return self._in_flight
+        """How many requests are on their way, or wait for a thread."""
+        return len(self._steps)
 
     def create(self) -> None:
         """Begin the upload.
@@ -82,20 +109,17 @@ class MultipartUpload:
                 headers["x-amz-checksum-type"] = "FULL_OBJECT"
         request = self._request("POST", {"uploads": ""}, headers=headers, what="start of the upload")
 
-        def task() -> None:
-            try:
-                answer = Document(self._runtime.rest.send(request).data, f"start of the upload of {self._target.uri}")
-                upload_id = answer.text("UploadId")
-                if not upload_id:
-                    raise S3Exception(f"start of the upload of {self._target.uri} failed: the store sent no upload id")
-                self._id = upload_id
-            finally:
-                self._leave()
+        def send() -> None:
+            answer = Document(self._runtime.rest.send(request).data, f"start of the upload of {self._target.uri}")
+            upload_id = answer.text("UploadId")
+            if not upload_id:
+                raise S3Exception(f"start of the upload of {self._target.uri} failed: the store sent no upload id")
+            self._id = upload_id
 
         # In the pool: when the caller is interrupted, the answer still comes in, and the upload is aborted then.
         self._runtime.process.watch(self)
-        self._enter()
-        wait_for(self._runtime.pool.submit(task))
+        wait_for(self._submit(send))
+        self.raise_error()
 
     def submit_part(self, number: int, body: bytes | bytearray, on_done: Callable[[], None]) -> None:
         """Send a part from the pool.
@@ -142,7 +166,7 @@ class MultipartUpload:
                 raise S3Exception(f"{what} of {self._target.uri} failed: the store sent no ETag")
             self._parts[number] = (etag, None)
 
-        self._submit(send, lambda: None)
+        self._submit(send)
 
     def raise_error(self) -> None:
         """Raise what went wrong with a part so far.
@@ -152,17 +176,17 @@ class MultipartUpload:
         """
         if self._error is not None:
             raise self._error
-        if self._state in (_State.ABORTING, _State.DONE):
+        if self._state is not _State.OPEN:
             raise S3Exception(f"the upload of {self._target.uri} was aborted")
 
     def wait_below(self, count: int) -> None:
-        """Wait until fewer than `count` parts are on their way.
+        """Wait until fewer than `count` requests are on their way.
 
         Raises:
             BaseException: A part failed meanwhile.
         """
-        with self._changed:
-            while self._in_flight >= count and self._error is None and self._state is _State.OPEN:
+        with self._lock:
+            while self.in_flight >= count and self._error is None and self._state is _State.OPEN:
                 self._changed.wait(_SLICE_SECONDS)
         self.raise_error()
 
@@ -176,26 +200,14 @@ class MultipartUpload:
             S3Exception: A part failed or the store refused; abort the upload then.
         """
         self.wait_below(1)
-        with self._changed:
-            self.raise_error()
-            self._state = _State.COMPLETING
 
-        def task() -> None:
-            done = False
-            try:
-                self._send_completion(size)
-                done = True
-            finally:
-                with self._changed:
-                    is_given_up = self._unwanted and not done
-                    self._state = _State.DONE if done else _State.ABORTING if is_given_up else _State.OPEN
-                    self._changed.notify_all()
-                if done:
-                    self._runtime.process.forget(self)
-                elif is_given_up:
-                    self._send_abort()
+        def send() -> None:
+            self._send_completion(size)
+            self._completed = True
 
-        wait_for(self._runtime.pool.submit(task))
+        wait_for(self._submit(send))
+        if not self._completed:
+            raise S3Exception(f"the upload of {self._target.uri} was aborted")
 
     def abort(self, timeout: float = 30.0) -> None:
         """Give the upload up, and wait until the store has forgotten it.
@@ -203,14 +215,14 @@ class MultipartUpload:
         Args:
             timeout: Seconds to wait; after that the abort goes on in the background, until the process ends at most.
         """
-        if self._begin_abort():
+        if self._give_up():
             # Not in this thread, which may be on its way out after Ctrl-C.
             self._runtime.pool.submit(self._send_abort)
         self.finish(timeout)
 
     def abandon(self) -> None:
         """Give the upload up without waiting; safe in a destructor."""
-        if self._begin_abort():
+        if self._give_up():
             self._runtime.pool.run_soon(self._send_abort)
 
     def finish(self, timeout: float) -> None:
@@ -220,54 +232,67 @@ class MultipartUpload:
             timeout: Seconds to wait at most.
         """
         deadline = time.monotonic() + timeout
-        with self._changed:
+        with self._lock:
             while self._state is not _State.DONE and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(min(left, _SLICE_SECONDS))
 
-    def _begin_abort(self) -> bool:
-        """Mark the upload as given up; say whether the caller is the one to send the abort."""
-        with self._changed:
-            if self._state is _State.COMPLETING:
-                # What the store makes of the completion decides: the object is whole, or the upload is aborted then.
-                self._unwanted = True
-                self._stop.set()
+    def _give_up(self) -> bool:
+        """Mark the upload as given up; say whether its abort can be sent now.
+
+        With a request on its way it cannot: whoever sees the last one end sends it then. That may be the completion,
+        and what the store makes of it decides: the object is whole, or the upload is aborted.
+        """
+        with self._lock:
+            if self._state is _State.DONE:
                 return False
-            if self._state is not _State.OPEN:
-                return False
-            self._state = _State.ABORTING
+            self._state = _State.GIVEN_UP
             self._stop.set()
+            # A copy: `_submit` adds without the lock.
+            for step in [step for step in list(self._steps) if step.claim()]:
+                self._steps.discard(step)
+                step.skip()
+            if not self._steps and not self._id:
+                self._end()  # The store never heard of it.
             self._changed.notify_all()
-            return self._in_flight == 0
+            return not self._steps and self._state is not _State.DONE
 
-    def _enter(self) -> None:
-        with self._changed:
-            self._in_flight += 1
+    def _submit(self, send: Callable[[], None], skip: Callable[[], None] = lambda: None) -> Future[None]:
+        step = _Step(send, skip)
+        self._steps.add(step)
+        return self._runtime.pool.submit(self._run, step)
 
-    def _leave(self) -> None:
+    def _run(self, step: _Step) -> None:
+        if not step.claim():
+            return
+        try:
+            if self._state is _State.OPEN and self._error is None:
+                step.send()
+            else:
+                step.skip()
+        except BaseException as error:
+            self._uncertain = True
+            if self._error is None:
+                self._error = error
+            raise
+        finally:
+            self._leave(step)
+
+    def _leave(self, step: _Step) -> None:
         """A request is over; the last one of an upload that was given up sends the abort."""
-        with self._changed:
-            self._in_flight -= 1
-            last = self._in_flight == 0 and self._state is _State.ABORTING
+        with self._lock:
+            self._steps.discard(step)
+            if self._completed or (self._state is _State.GIVEN_UP and not self._steps and not self._id):
+                self._end()
+            must_abort = self._state is _State.GIVEN_UP and not self._steps
             self._changed.notify_all()
-        if last:
+        if must_abort:
             self._send_abort()
 
-    def _submit(self, send: Callable[[], None], on_skip: Callable[[], None]) -> None:
-        def task() -> None:
-            try:
-                if self._state is _State.OPEN and self._error is None:
-                    send()
-                else:
-                    on_skip()
-            except BaseException as error:
-                self._uncertain = True
-                if self._error is None:
-                    self._error = error
-            finally:
-                self._leave()
-
-        self._enter()
-        self._runtime.pool.submit(task)
+    def _end(self) -> None:
+        """Nothing of the upload is left in the store; called with the lock."""
+        self._state = _State.DONE
+        self._changed.notify_all()
+        self._runtime.process.forget(self)
 
     def _request(
         self,
@@ -309,9 +334,10 @@ class MultipartUpload:
         return info.size == size and info.etag == expected
 
     def _send_abort(self) -> None:
+        if not self._abort_claim.acquire(blocking=False):
+            return
         try:
-            if self._id:
-                self._abort_for_good()
+            self._abort_for_good()
         except Exception as error:
             logger.warning(
                 "the multipart upload %s of %s could not be aborted (%s): its parts are kept and billed until a "
@@ -321,10 +347,8 @@ class MultipartUpload:
                 error,
             )
         finally:
-            with self._changed:
-                self._state = _State.DONE
-                self._changed.notify_all()
-            self._runtime.process.forget(self)
+            with self._lock:
+                self._end()
 
     def _abort_for_good(self) -> None:
         target, query = self._target, {"uploadId": self._id}

@@ -11,8 +11,8 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from queue import Empty, SimpleQueue
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,10 +44,11 @@ class Pool:
     def __init__(self, size: int) -> None:
         self.size = size
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        # A token for each thread that waits for work: a queue, which Ctrl-C cannot leave locked as it can a semaphore.
+        self._idle: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
-        weakref.finalize(self, _stop, self._queue, self._threads).atexit = False
+        self._count = 0
+        weakref.finalize(self, self._queue.put, None).atexit = False
 
     def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a call on one of the threads.
@@ -72,9 +73,18 @@ class Pool:
             else:
                 future.set_result(result)
 
-        if not self._idle.acquire(blocking=False):
-            self._add_thread()
+        try:
+            self._idle.get_nowait()
+            has_idle_thread = True
+        except Empty:
+            has_idle_thread = False
         self._queue.put(_Task(task, is_counted=True))
+        if not has_idle_thread:
+            try:
+                self._add_thread()
+            except BaseException:
+                future.cancel()
+                raise
         return future
 
     def run_soon(self, call: Callable[[], None]) -> None:
@@ -90,18 +100,19 @@ class Pool:
 
     def _add_thread(self) -> None:
         with self._lock:
-            if len(self._threads) < self.size:
-                thread = threading.Thread(
-                    target=_work, args=(self._queue, self._idle), name=f"s3core-{len(self._threads)}", daemon=True
-                )
-                try:
-                    thread.start()
-                except RuntimeError:
-                    # The system's limit is reached, or the interpreter ends: the threads that there are do it.
-                    if not self._threads:
-                        raise
-                else:
-                    self._threads.append(thread)
+            if self._count >= self.size:
+                return
+            thread = threading.Thread(
+                target=_work, args=(self._queue, self._idle), name=f"s3core-{self._count}", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system's limit is reached, or the interpreter ends: the threads that there are do it.
+                if not self._count:
+                    raise
+            else:
+                self._count += 1
 
 
 def wait_for(future: Future[T]) -> T:
@@ -124,19 +135,15 @@ def wait_for(future: Future[T]) -> T:
     return future.result()
 
 
-def _work(queue: SimpleQueue[_Task | None], idle: threading.Semaphore) -> None:
+def _work(queue: SimpleQueue[_Task | None], idle: SimpleQueue[None]) -> None:
     # No reference to the pool: its end is what ends this loop.
     while True:
         task = queue.get()
         if task is None:
+            queue.put(None)  # for the next thread
             return
         task.call()
         is_counted = task.is_counted
         del task
         if is_counted:
-            idle.release()
-
-
-def _stop(queue: SimpleQueue[Any], threads: list[threading.Thread]) -> None:
-    for _ in threads:
-        queue.put(None)
+            idle.put(None)
