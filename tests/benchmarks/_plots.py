@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks._peers import NAMES
+from benchmarks._peers import NAMES, library_of
 from benchmarks._summary import Cell, summarize
 
 _COLUMNS = 4
@@ -49,7 +49,7 @@ def _draw(axis: Any, cells: list[Cell]) -> None:
     rates = [cell.rate or 0.0 for cell in cells]
     below = [rate - min(cell.rates) for rate, cell in zip(rates, cells, strict=True)]
     above = [max(cell.rates) - rate for rate, cell in zip(rates, cells, strict=True)]
-    colours = [f"C{NAMES.index(name) % 10}" for name in names]
+    colours = [f"C{NAMES.index(library_of(name)) % 10}" for name in names]
     axis.barh(names, rates, xerr=[below, above], color=colours, error_kw={"elinewidth": 1})
     axis.invert_yaxis()
     unit = cells[0].workload.unit

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks._peers import NAMES
+from benchmarks._peers import NAMES, library_of
 from benchmarks._workloads import WORKLOADS, Workload
 
 CONCURRENCY = 64  # requests in flight that the limit is reckoned with
@@ -64,7 +64,8 @@ def summarize(results: Mapping[str, Any]) -> list[Cell]:
     cells = [_cell(*key, records) for key, records in grouped.items() if key[1] in WORKLOADS]
     workloads, settings = list(WORKLOADS), list(dict.fromkeys(cell.setting for cell in cells))
     return sorted(
-        cells, key=lambda c: (settings.index(c.setting), workloads.index(c.workload.name), NAMES.index(c.peer))
+        cells,
+        key=lambda c: (settings.index(c.setting), workloads.index(c.workload.name), NAMES.index(library_of(c.peer))),
     )
 
 

@@ -12,7 +12,7 @@ import click
 
 from benchmarks._compare import compare as compare_results
 from benchmarks._compare import regressions, write_comparison
-from benchmarks._peers import NAMES
+from benchmarks._peers import NAMES, library_of, parse_setting
 from benchmarks._plots import write_plots
 from benchmarks._report import write_report
 from benchmarks._run import Plan, run
@@ -34,6 +34,7 @@ QUICK_NAMES = ("ours",)
 @click.option("--uri", help="Measure in this bucket instead, such as s3://bucket/prefix; data is put there and stays.")
 @click.option("--endpoint", help="The URL of --uri's server, when it is not AWS.")
 @click.option("--region", default="us-east-1", help="The region of --uri's bucket.")
+@click.option("--knob", metavar="FIELD=A,B,...", help="Ours alone, by default and with each value of a client setting.")
 @click.option("--python", "pythons", multiple=True, metavar="PEER=PATH", help="An interpreter for one peer.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write all numbers."
@@ -53,6 +54,7 @@ def main(
     uri: str | None,
     endpoint: str | None,
     region: str,
+    knob: str | None,
     pythons: tuple[str, ...],
     json_file: Path | None,
     report_file: Path | None,
@@ -74,7 +76,7 @@ def main(
         scale=scale,
         rounds=rounds or (1 if quick else 5),
         settings=(REMOTE,) if remote is not None else settings or default_settings,
-        peers=peers or (QUICK_NAMES if quick else NAMES),
+        peers=peers or (_variants(knob) if knob else QUICK_NAMES if quick else NAMES),
         workloads=workloads,
         remote=remote,
         pythons=dict(python.split("=", 1) for python in pythons),
@@ -90,7 +92,9 @@ def main(
         write_plots(results, plots)
     click.echo(text)
     failed = [
-        cell for cell in summarize(results) if cell.is_error and (cell.peer == "ours" or "WrongBytes" in cell.reason)
+        cell
+        for cell in summarize(results)
+        if cell.is_error and (library_of(cell.peer) == "ours" or "WrongBytes" in cell.reason)
     ]
     for cell in failed:
         click.echo(f"{cell.setting}: {cell.workload.name}: {cell.peer} failed: {cell.reason}", err=True)
@@ -111,6 +115,17 @@ def compare(before: Path, after: Path, tolerance: float) -> None:
         cell = change.after
         click.echo(f"{cell.setting}: {cell.workload.name} is {1 - change.ratio:.0%} slower", err=True)
     sys.exit(1 if worse else 0)
+
+
+def _variants(knob: str) -> tuple[str, ...]:
+    field, _, values = knob.partition("=")
+    variants = [f"{field}={value}" for value in values.split(",")]
+    try:
+        for variant in variants:
+            parse_setting(variant)
+    except ValueError as error:
+        raise click.UsageError(f"--knob is to be such as part_size=8MiB,16MiB, not {knob}") from error
+    return ("ours", *(f"ours {variant}" for variant in variants))
 
 
 def _remote(uri: str, endpoint: str | None, region: str, scale_name: str) -> Target:

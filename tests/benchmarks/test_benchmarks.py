@@ -71,6 +71,31 @@ def test_a_quick_run_measures_and_checks(tmp_path: Path) -> None:
     assert all(record["rate"] > 0 and record["peak_rss_bytes"] > 0 for record in (small, upload))
 
 
+def test_a_knob_is_turned_for_ours_alone(tmp_path: Path) -> None:
+    arguments = [
+        "--quick",
+        "--knob",
+        "part_size=5MiB,16MiB",
+        "--workload",
+        "read",
+        "--json",
+        str(tmp_path / "run.json"),
+    ]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    records = json.loads((tmp_path / "run.json").read_text())["records"]
+    requests = {record["peer"]: record["requests"] for record in records}
+    # 64 MiB: what is not a whole number of parts takes one more.
+    assert requests == {"ours": 8, "ours part_size=5MiB": 13, "ours part_size=16MiB": 4}
+
+
+@pytest.mark.parametrize("knob", ["part_size", "part_size=many", "part_size=5MiB,"])
+def test_a_knob_without_values_is_refused(knob: str) -> None:
+    result = CliRunner().invoke(main, ["--quick", "--knob", knob, "--workload", "read"])
+    assert result.exit_code == 2
+    assert "--knob is to be such as" in result.output
+
+
 def test_a_bucket_that_there_is_serves_as_well(moto_server: S3Server, bucket: str, tmp_path: Path) -> None:
     runner = CliRunner(env=moto_server.environment())
     arguments = ["--quick", "--peer", "ours", "--workload", "read", "--json", str(tmp_path / "run.json")]

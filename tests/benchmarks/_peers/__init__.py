@@ -23,18 +23,42 @@ NAMES = (
 )
 
 
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
 def load_peer(name: str, target: Target) -> Peer:
     """Make a peer for a target.
+
+    Args:
+        name: One of `NAMES`; or `ours` with a setting of its client, as in `ours part_size=16MiB`.
+        target: Where the data is.
 
     Raises:
         CannotDoError: When its library is not installed.
     """
+    library, setting = library_of(name), name.partition(" ")[2]
     try:
-        module = importlib.import_module(f"benchmarks._peers.{name}")
+        module = importlib.import_module(f"benchmarks._peers.{library}")
     except ImportError as error:
         raise CannotDoError(f"not installed: {error}") from error
-    peer: Peer = module.PEER(target)
+    peer: Peer = module.PEER(target, **parse_setting(setting)) if setting else module.PEER(target)
     return peer
 
 
-__all__ = ["NAMES", "CannotDoError", "Digest", "Peer", "digest", "load_peer"]
+def library_of(name: str) -> str:
+    """The library of a peer's name, which a setting may follow."""
+    return name.partition(" ")[0]
+
+
+def parse_setting(text: str) -> dict[str, int]:
+    """The field and the number of a text such as `part_size=16MiB`.
+
+    Raises:
+        ValueError: It is not of that form.
+    """
+    field, _, value = text.partition("=")
+    number, unit = (value[:-3], _UNITS[value[-3:]]) if value[-3:] in _UNITS else (value, 1)
+    return {field: int(number) * unit}
+
+
+__all__ = ["NAMES", "CannotDoError", "Digest", "Peer", "digest", "library_of", "load_peer", "parse_setting"]

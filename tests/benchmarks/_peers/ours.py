@@ -16,14 +16,14 @@ from s3torch_checkpoint import dcp, safetensors
 
 
 class Ours(ConnectorPeer):
-    """As its README shows, with no option set but where the server is."""
+    """As its README shows, with no option set but where the server is; a setting is given to see what it does."""
 
     library = s3torch_datasets
     checkpoint = s3torch_checkpoint.S3Checkpoint
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, **settings: Any) -> None:
         super().__init__(target)
-        self.config = S3ClientConfig()
+        self.config = S3ClientConfig(**settings)
 
     def read_samples(self, workers: int) -> Iterator[list[Digest]]:
         tar_dataset = getattr(s3torch_datasets, "S3TarDataset", None)
