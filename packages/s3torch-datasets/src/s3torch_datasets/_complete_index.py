@@ -31,6 +31,6 @@ def complete_index(index: ObjectIndex, client: S3Client, *, progress: bool) -> O
         return S3BucketKeyData(one.bucket, one.key, info)
 
     with progress_bar("Asking for ETags", " objects", shown=progress, total=len(unknown)) as bar:
-        asked = call_in_parallel(ask, unknown, client.s3client_config.concurrency, bar.update)
+        asked = list(call_in_parallel(ask, unknown, client.s3client_config.concurrency, bar.update))
     found = dict(zip(unknown, asked, strict=True))
     return ObjectIndex.of(found.get(row, one) for row, one in enumerate(index))
