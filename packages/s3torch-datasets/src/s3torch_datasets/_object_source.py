@@ -183,7 +183,7 @@ class ObjectSource:
             try:
                 self._info = self._last.object_info
             except (S3Exception, ValueError):
-                pass  # it failed, was closed before an answer, or is the parent's: no byte was read, any version will do
+                pass  # it failed, was closed too early, or is the parent's: no byte was read, any version will do
         self._last = None
 
     def _is_whole(self, start: int | None, end: int | None) -> bool:

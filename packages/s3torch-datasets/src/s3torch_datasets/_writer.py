@@ -49,7 +49,7 @@ class S3Writer(BinaryFile):
         self._written = 0
         self._closed = False
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: Buffer) -> int:
         """Takes all of a buffer of any type and layout; it may be changed as soon as this returns.
 
         Returns:
