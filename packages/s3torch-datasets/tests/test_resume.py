@@ -62,6 +62,36 @@ def test_resuming_fetches_nothing_twice(make_iterable: Make, fill: Fill, countin
     assert sorted(r.key for r in counting_server.requests) == [f"data/{number:05}" for number in range(20, 30)]
 
 
+def test_an_iteration_goes_on_at_the_object_that_was_interrupted(make_iterable: Make, fill: Fill) -> None:
+    contents = fill(9)
+    interrupts = [KeyboardInterrupt]  # as Ctrl-C may in the midst of a read
+
+    def read_or_stop(reader: Any) -> bytes:
+        if reader.key == "data/00004" and interrupts:
+            raise interrupts.pop()
+        return bytes(reader.read())
+
+    dataset, other = make_iterable(transform=read_or_stop), make_iterable(transform=read)
+    iterator = iter(dataset)
+    seen: list[bytes] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(iterator)
+    other.load_state_dict(dataset.state_dict())
+    assert seen + list(other) == contents
+    assert seen + list(iterator) == contents
+
+
+def test_an_iteration_that_was_closed_is_over_and_can_be_resumed(make_iterable: Make, fill: Fill) -> None:
+    contents = fill(9)
+    dataset, other = make_iterable(transform=read), make_iterable(transform=read)
+    iterator = iter(dataset)
+    seen = take(iterator, 4)
+    iterator.close()
+    assert list(iterator) == []
+    other.load_state_dict(dataset.state_dict())
+    assert seen + list(other) == contents
+
+
 def test_a_state_before_the_first_sample_starts_at_the_first(make_iterable: Make, fill: Fill) -> None:
     fill(3)
     dataset, other = make_iterable(transform=key), make_iterable(transform=key)
