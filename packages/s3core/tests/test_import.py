@@ -42,5 +42,5 @@ def test_a_process_with_a_client_that_was_used_ends_at_once(run_program: Callabl
         """,
         moto_server,
         bucket,
-        timeout=20,
+        timeout=60,
     )
