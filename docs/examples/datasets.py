@@ -5,14 +5,17 @@ python docs/examples/datasets.py s3://my-bucket/some/prefix eu-central-1
 
 from __future__ import annotations
 
+import gzip
 import io
 import logging
 import sys
 import tarfile
 import tempfile
+from operator import methodcaller
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from s3core import ObjectInfo, S3Client, parse_s3_uri
 from s3torch_datasets import (
@@ -26,6 +29,7 @@ from s3torch_datasets import (
     S3ReaderConstructor,
     S3TarDataset,
     S3Writer,
+    SequentialS3Reader,
 )
 
 
@@ -90,6 +94,22 @@ def read_in_order(uri: str, region: str) -> None:
     # --8<-- [end:iterable]
 
 
+def share_among_ranks(uri: str, region: str) -> None:
+    """Give every rank as many objects."""
+    # --8<-- [start:ranks]
+    dataset = S3IterableDataset.from_prefix(
+        f"{uri}/train/",
+        region=region,
+        transform=decode,
+        enable_sharding=True,
+        shard_remainder="pad",
+        rank=1,  # without these two: the rank of torch.distributed
+        world_size=3,
+    )
+    # --8<-- [end:ranks]
+    print(len(list(dataset)))  # 14, a third of 40 rounded up
+
+
 def choose_objects(uri: str, region: str) -> None:
     """What a dataset is made of."""
     bucket, prefix = parse_s3_uri(uri)
@@ -121,6 +141,15 @@ def choose_objects(uri: str, region: str) -> None:
     # --8<-- [end:manifest]
     print(len(dataset))
 
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/inventory.csv"
+        with open(path, "w") as file:
+            file.write(f'"{bucket}","{prefix}/train/000.bin","1000"\n"{bucket}","{prefix}/empty/","0"\n')
+        # --8<-- [start:inventory]
+        dataset = S3MapDataset.from_manifest(path, columns="Bucket, Key, Size", region=region, transform=decode)
+        # --8<-- [end:inventory]
+        print(len(dataset), dataset[0])
+
 
 def is_recent(info: ObjectInfo) -> bool:
     """Whether an object was written in this century."""
@@ -141,6 +170,29 @@ def go_on_after_a_stop(uri: str, region: str) -> None:
     # --8<-- [end:resume]
     print(len(seen), len(rest))
     assert sorted(seen + rest) == sorted(dataset)
+
+
+def go_on_with_workers(uri: str, region: str) -> None:
+    """The same with worker processes."""
+
+    # --8<-- [start:stateful]
+    def make_loader() -> StatefulDataLoader:
+        dataset = S3IterableDataset.from_prefix(
+            f"{uri}/train/", region=region, transform=decode, enable_sharding=True, shuffle=True
+        )
+        return StatefulDataLoader(dataset, batch_size=8, num_workers=2)
+
+    loader = make_loader()
+    batches = iter(loader)
+    seen = [next(batches) for _ in range(2)]
+    state = loader.state_dict()
+
+    again = make_loader()
+    again.load_state_dict(state)
+    rest = list(again)  # the other batches
+    # --8<-- [end:stateful]
+    keys = [key for keys, _ in seen + rest for key in keys]
+    assert len(keys) == len(set(keys)) == 40
 
 
 def live_with_errors(uri: str, region: str) -> None:
@@ -203,6 +255,45 @@ def choose_readers(uri: str, region: str) -> None:
     # --8<-- [end:readers]
     print(dataset[0])
 
+    # --8<-- [start:readers-large]
+    dataset = S3MapDataset.from_prefix(
+        f"{uri}/train/",
+        region=region,
+        transform=count_lines,
+        reader_constructor=S3ReaderConstructor.streaming(window=64 * 2**20),
+    )
+    # --8<-- [end:readers-large]
+    print(dataset[0])
+
+    client = S3Client(region)
+    bucket, prefix = parse_s3_uri(uri)
+    with S3Writer(client.put_object(bucket, f"{prefix}/packed.gz")) as writer:
+        writer.write(gzip.compress(b"unpacked"))
+    # --8<-- [start:readers-own]
+    packed = S3MapDataset.from_objects(
+        f"{uri}/packed.gz", region=region, transform=methodcaller("read"), reader_constructor=unzipped
+    )
+    # --8<-- [end:readers-own]
+    assert packed[0] == b"unpacked"
+
+
+# --8<-- [start:count-lines]
+def count_lines(reader: S3Reader) -> int:
+    """Go through an object of any size with 64 MiB of memory."""
+    return sum(1 for _ in reader)
+
+
+# --8<-- [end:count-lines]
+
+
+# --8<-- [start:unzipped]
+def unzipped(bucket: str, key: str, get_object_info: Any, get_stream: Any) -> Any:
+    """Make a reader that unpacks what it reads."""
+    return gzip.GzipFile(fileobj=SequentialS3Reader(bucket, key, get_object_info, get_stream))
+
+
+# --8<-- [end:unzipped]
+
 
 # --8<-- [start:read-header]
 def read_header(reader: S3Reader) -> bytes:
@@ -221,8 +312,10 @@ def main(uri: str, region: str) -> None:
     fill(uri, region)
     read_by_number(uri, region)
     read_in_order(uri, region)
+    share_among_ranks(uri, region)
     choose_objects(uri, region)
     go_on_after_a_stop(uri, region)
+    go_on_with_workers(uri, region)
     live_with_errors(uri, region)
     with tempfile.TemporaryDirectory() as folder:
         keep_on_disk(uri, region, folder)

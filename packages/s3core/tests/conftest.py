@@ -74,7 +74,9 @@ def run_program(start_program: Callable[..., subprocess.Popen[str]]) -> Callable
 
 
 _PREAMBLE = """\
-import os, sys, threading, time
+import sys
+modules_at_start = set(sys.modules)
+import os, threading, time
 from s3core import *
 from s3core import S3Client, S3ClientConfig
 bucket = {bucket!r}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from s3core import CredentialsError, S3ClientConfig
+from s3core import CredentialsError, S3Client, S3ClientConfig
 from s3core._credentials import Credentials, CredentialSource
 from s3core._settings import Settings, resolve_settings
+from servers import CountingServer
 
 PAST, SOON, LATER = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (-1, 4, 60))
 
@@ -23,6 +25,12 @@ def settings(**config: Any) -> Settings:
 
 def keys(name: str, **more: Any) -> dict[str, Any]:
     return {"access_key_id": name, "secret_access_key": "secret", **more}
+
+
+def signers(server: CountingServer) -> list[str]:
+    """The access key of each request."""
+    found = [re.search("Credential=([^/]+)", request.headers["authorization"]) for request in server.requests]
+    return [match.group(1) for match in found if match is not None]
 
 
 class Source:
@@ -169,6 +177,21 @@ def test_the_environment_comes_before_the_profile_that_it_names(
     assert CredentialSource(resolved).get() == Credentials("of-env", "s")
 
 
+def test_the_environment_comes_before_the_profile_that_it_names_when_its_keys_expire_too(
+    monkeypatch: pytest.MonkeyPatch, home: Callable[..., None]
+) -> None:
+    """What `aws configure export-credentials --format env` prints."""
+    home(credentials="[mine]\naws_access_key_id = of-mine\naws_secret_access_key = s\n")
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-env")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "t")
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", LATER.isoformat())
+    found = CredentialSource(settings()).get()
+    assert found is not None
+    assert (found.access_key_id, found.expires_at) == ("of-env", LATER)
+
+
 def test_a_named_profile_is_taken_before_the_environment(
     monkeypatch: pytest.MonkeyPatch, home: Callable[..., None]
 ) -> None:
@@ -176,6 +199,49 @@ def test_a_named_profile_is_taken_before_the_environment(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-env")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     assert CredentialSource(settings(profile="mine")).get() == Credentials("of-mine", "s")
+
+
+def test_a_new_client_uses_the_keys_that_the_environment_has_by_then(
+    counting_server: CountingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(name: str) -> S3Client:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", name)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+        client = S3Client("us-east-1", endpoint=counting_server.endpoint)
+        next(client.list_objects(counting_server.bucket))
+        return client
+
+    clients = [ask("first"), ask("second")]
+    next(clients[0].list_objects(counting_server.bucket))
+    assert signers(counting_server) == ["first", "second", "first"]
+
+
+def test_a_new_client_uses_the_keys_that_a_file_has_by_then(
+    counting_server: CountingServer, home: Callable[..., None]
+) -> None:
+    for name in ("first", "second"):
+        home(credentials=f"[default]\naws_access_key_id = {name}\naws_secret_access_key = s\n")
+        next(S3Client("us-east-1", endpoint=counting_server.endpoint).list_objects(counting_server.bucket))
+    assert signers(counting_server) == ["first", "second"]
+
+
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"])
+def test_keys_that_were_replaced_in_a_file_are_read_again_when_the_store_refuses_the_old_ones(
+    counting_server: CountingServer, home: Callable[..., None], code: str
+) -> None:
+    counting_server.put("key", b"abc")
+    file = "[default]\naws_access_key_id = {}\naws_secret_access_key = s\n"
+    home(credentials=file.format("first"))
+    client = S3Client("us-east-1", endpoint=counting_server.endpoint)
+    next(client.list_objects(counting_server.bucket))
+    for use, name in (
+        (lambda: client.get_object(counting_server.bucket, "key").read_all(), "second"),
+        (lambda: next(client.list_objects(counting_server.bucket)), "third"),
+    ):
+        home(credentials=file.format(name))
+        counting_server.fault(times=1, status=403, code=code)
+        use()
+    assert signers(counting_server) == ["first", "first", "second", "second", "third"]
 
 
 def test_a_process_of_a_profile_gives_keys_that_expire(home: Callable[..., None]) -> None:

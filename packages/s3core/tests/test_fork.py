@@ -6,6 +6,7 @@ Each test is a program of its own, because what it shows depends on everything t
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -335,10 +336,10 @@ def test_a_child_starts_from_its_parents_credentials(
 
 
 def test_a_child_that_comes_while_a_thread_writes_does_not_wait_for_it(
-    counting_server: CountingServer, run_program: Callable[..., str]
+    counting_server: CountingServer, start_program: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    counting_server.fault(operation="CreateMultipartUpload", delay_seconds=3)
-    run_program(
+    counting_server.fault(operation="CreateMultipartUpload", hold=True)
+    process = start_program(
         """
         import signal
         stream = make_client(part_size=5 * 2**20).put_object(bucket, "key")
@@ -348,7 +349,7 @@ def test_a_child_that_comes_while_a_thread_writes_does_not_wait_for_it(
             pass
         pid = os.fork()
         if pid == 0:
-            signal.alarm(2)
+            signal.alarm(60)  # a child that waits does so for ever
             for use in (stream.close, lambda: stream.write(b"x")):
                 try:
                     use()
@@ -357,12 +358,20 @@ def test_a_child_that_comes_while_a_thread_writes_does_not_wait_for_it(
                 os._exit(1)
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
+        print("child ended", flush=True)
         thread.join()
         stream.close()
         """,
         counting_server,
         counting_server.bucket,
     )
+    assert process.stdout is not None
+    counting_server.wait_for_requests(1, operation="CreateMultipartUpload")
+    assert process.stdout.readline() == "child ended\n"
+    counting_server.faults_clear()
+    counting_server.release()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
 
 
 def test_children_that_come_while_the_first_request_is_being_made_transfer_too(run: Callable[..., str]) -> None:
@@ -374,7 +383,6 @@ def test_children_that_come_while_the_first_request_is_being_made_transfer_too(r
         thread = threading.Thread(target=check, args=(client, "thread"))
         thread.start()
         pids = []
-        began = time.monotonic()
         while thread.is_alive() and len(pids) < 6:
             pids.append(in_child(check, client, f"child{len(pids)}"))
             time.sleep(0.02)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -117,6 +117,29 @@ def test_a_bulk_deletion_that_fails_in_part_names_the_first_and_counts_the_other
     counting_server.fault(operation="DeleteObjects", status=403, code="AccessDenied")
     with pytest.raises(AccessDeniedError, match=f"s3://{counting_server.bucket}"):
         client.delete_objects(counting_server.bucket, ["a", "b"])
+
+
+def test_a_bulk_deletion_takes_its_keys_as_it_goes_and_ends_at_the_first_refusal(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(counting_server, max_concurrency=2)
+    counting_server.fault(operation="DeleteObjects", status=403, code="AccessDenied")
+    taken = 0
+
+    def keys() -> Iterator[str]:
+        nonlocal taken
+        for taken in range(1_000_000):
+            yield f"{taken}"
+
+    with pytest.raises(AccessDeniedError):
+        client.delete_objects(counting_server.bucket, keys())
+    assert taken < 100_000
+
+
+@pytest.mark.parametrize("key", ["", 3, "x" * 1025, "half a \ud800 pair"])
+def test_a_key_that_cannot_be_one_is_not_deleted_in_bulk_either(client: S3Client, key: str) -> None:
+    with pytest.raises(ValueError, match=r"key .*in s3://a-bucket"):
+        client.delete_objects("a-bucket", ["good", key])
 
 
 def test_one_text_is_not_taken_for_many_keys(client: S3Client) -> None:

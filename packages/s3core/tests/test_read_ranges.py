@@ -95,6 +95,12 @@ def test_a_range_before_the_start_is_refused(client: S3Client, bucket: str) -> N
         client.read_ranges([RangeRead(bucket, "folder/1", -1, bytearray(10))])
 
 
+@pytest.mark.parametrize(("bucket", "key"), [("a-bucket", ""), ("b", "key"), ("a-bucket", "x" * 1025)])
+def test_what_is_no_bucket_and_no_key_is_refused(client: S3Client, bucket: str, key: str) -> None:
+    with pytest.raises(ValueError, match="bucket"):
+        client.read_ranges([RangeRead(bucket, key, 0, bytearray(1))])
+
+
 def test_a_buffer_that_cannot_be_filled_is_refused(client: S3Client, bucket: str) -> None:
     with pytest.raises(TypeError, match="writable"):
         client.read_ranges([RangeRead(bucket, "folder/1", 0, bytes(10))])

@@ -77,6 +77,13 @@ def test_a_page_that_is_not_the_last_names_the_next() -> None:
     assert peek_token(listing([], more=more.replace("true", "false"))) is None
 
 
+@pytest.mark.parametrize("token", ["", "<NextContinuationToken></NextContinuationToken>", "<NextMarker>b</NextMarker>"])
+@pytest.mark.parametrize("truth", ["true", " true ", "True"])
+def test_a_listing_that_goes_on_nobody_knows_where_is_not_taken_for_the_end(token: str, truth: str) -> None:
+    with pytest.raises(S3Exception, match=r"LIST of s3://b failed: .*more keys"):
+        parse_listing(listing([row("a")], more=f"<IsTruncated>{truth}</IsTruncated>{token}"), "LIST of s3://b")
+
+
 def test_rolled_up_prefixes_are_decoded() -> None:
     rows = ["<CommonPrefixes><Prefix>a%2Bb+c/</Prefix></CommonPrefixes>"]
     assert parse_listing(listing(rows), "LIST").common_prefixes == ["a+b c/"]

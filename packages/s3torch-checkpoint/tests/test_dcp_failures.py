@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -93,6 +94,25 @@ def test_a_save_over_unreadable_metadata_succeeds(options: Options, root: str, c
     assert load(options, root) == 2.0
 
 
+class OddError(Exception):
+    """Cannot be rebuilt from its arguments, as `pickle` would have it."""
+
+    def __init__(self, layer: str, *, reason: str) -> None:
+        super().__init__(f"{layer}: {reason}")
+
+
+class OddPlanner(DefaultSavePlanner):
+    def resolve_data(self, write_item: Any) -> Any:
+        raise OddError(write_item.index.fqn, reason="odd on purpose")
+
+
+def test_an_error_that_does_not_pickle_reaches_the_other_ranks_as_one_that_does(options: Options, root: str) -> None:
+    with pytest.raises(CheckpointException) as caught:
+        dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options), planner=OddPlanner())
+    failures = pickle.loads(pickle.dumps(caught.value.failures))
+    assert str(failures[0][0]).endswith("odd on purpose")
+
+
 class LosingWriter(S3StorageWriter):
     """Loses one result on its way to the coordinator."""
 
@@ -147,6 +167,21 @@ def test_metadata_that_is_none_is_an_error(
     counting_server.put("run/.metadata", content)
     with pytest.raises(CorruptCheckpointError, match=r"run/\.metadata"):
         S3StorageReader(path=root, **options).read_metadata()
+
+
+def test_metadata_that_cannot_be_read_is_not_taken_for_absent(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    """`dcp.load` would go on with what a rank saved on its own, which here is older than the checkpoint of all."""
+    dcp.save({"a": torch.zeros(10)}, storage_writer=S3StorageWriter(path=root, **options), use_collectives=False)
+    dcp.save({"a": torch.ones(10)}, storage_writer=S3StorageWriter(path=root, **options))
+    reader, target = S3StorageReader(path=root, **options), {"a": torch.full((10,), 2.0)}
+    counting_server.fault(operation="GetObject", key="run/.metadata", times=1, status=403, code="AccessDenied")
+    with pytest.raises(CheckpointException, match="AccessDenied"):
+        dcp.load(target, storage_reader=reader)
+    assert target["a"].sum() == 20
+    dcp.load(target, storage_reader=reader)
+    assert target["a"].sum() == 10
 
 
 def test_a_target_of_another_shape_is_an_error(options: Options, root: str) -> None:

@@ -21,6 +21,7 @@ from servers.counting import CountingServer, start_counting_server
 RANKS = Path(__file__).parent / "workers" / "ranks.py"
 # One rank's part of a save is one object, and rank 0 writes the metadata.
 REQUESTS_OF_A_SAVE_BY_TWO = 3
+NOT_DONE = "was not done"
 
 
 class Job:
@@ -41,8 +42,12 @@ class Job:
             timeout=timeout_seconds,
             check=False,
         )
-        lines = [json.loads(line) for line in self.done.stdout.splitlines() if line.startswith("[")]
-        self.outcomes = {steps[number]: outcome for number, outcome in lines}
+        reported = dict(json.loads(line) for line in self.done.stdout.splitlines() if line.startswith("["))
+        # A step that is there twice has to be right both times.
+        self.outcomes: dict[tuple[str, ...], str] = {}
+        for number, step in enumerate(steps):
+            if self.outcomes.get(step, "ok") == "ok":
+                self.outcomes[step] = reported.get(number, NOT_DONE)
 
     def check(self, *wanted: tuple[str, ...]) -> None:
         """These steps were done, without an error."""
@@ -81,6 +86,8 @@ def two_ranks(server: CountingServer, root: str, refusing: str) -> Job:
     steps += [("fsdp", f"{root}/fsdp"), ("save_separately", f"{root}/separate", "1")]
     steps += [("fail_to_save", f"{root}/h", "2"), ("load", f"{root}/h", "1"), ("fail_to_save", f"{root}/i", "1")]
     steps += [("save", f"{refusing}/r", "1"), ("be_refused", f"{refusing}/r", "2"), ("load", f"{refusing}/r", "1")]
+    steps += [("be_refused_async", f"{refusing}/r", "2", kind) for kind in ("thread", "process")]
+    steps += [("load", f"{refusing}/r", "1"), ("fail_oddly", f"{root}/h", "3"), ("load", f"{root}/h", "1")]
     return Job(server, 2, steps)
 
 
@@ -182,6 +189,17 @@ def test_an_upload_that_one_rank_cannot_finish_leaves_the_previous_checkpoint(tw
     two_ranks.check(("be_refused", f"{refusing}/r", "2"), ("load", f"{refusing}/r", "1"))
 
 
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_an_async_save_that_is_refused_leaves_the_previous_checkpoint(
+    two_ranks: Job, refusing: str, kind: str
+) -> None:
+    two_ranks.check(("be_refused_async", f"{refusing}/r", "2", kind), ("load", f"{refusing}/r", "1"))
+
+
+def test_an_error_that_does_not_pickle_leaves_no_rank_waiting(two_ranks: Job, root: str) -> None:
+    two_ranks.check(("fail_oddly", f"{root}/h", "3"), ("load", f"{root}/h", "1"))
+
+
 def test_no_handled_error_leaves_a_multipart_upload(two_ranks: Job, four_ranks: Job, server: CountingServer) -> None:
     assert server.uploads() == []
 
@@ -191,7 +209,7 @@ def test_a_killed_rank_leaves_the_previous_checkpoint(
     killed: list[Job], afterwards: Job, root: str, victim: int
 ) -> None:
     assert killed[victim].done.returncode != 0
-    assert killed[victim].outcomes == {}
+    assert set(killed[victim].outcomes.values()) == {NOT_DONE}
     uri = f"{root}/k{victim}"
     afterwards.check(("load", uri, "1"), ("save", uri, "3"), ("load", uri, "3"))
 

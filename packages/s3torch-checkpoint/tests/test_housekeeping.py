@@ -9,7 +9,15 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from s3torch_checkpoint import CorruptCheckpointError, NoCheckpointError
-from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter, clean, keep_last, latest, list_checkpoints
+from s3torch_checkpoint.dcp import (
+    RoundRobinPrefixStrategy,
+    S3StorageReader,
+    S3StorageWriter,
+    clean,
+    keep_last,
+    latest,
+    list_checkpoints,
+)
 from servers.counting import CountingServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -96,6 +104,34 @@ def test_clean_deletes_what_no_metadata_names(
     assert "run/step-10/weights.bin" in counting_server.objects()
     assert [load(options, uri) for uri in three[1:]] == [1.0, 1.0]
     assert clean(root, min_age_seconds=-1, **options) == []
+
+
+def test_clean_of_a_folder_within_a_checkpoint_keeps_what_the_checkpoint_names(options: Options, root: str) -> None:
+    strategy = RoundRobinPrefixStrategy(["shards/left"])
+    state = {"a": torch.ones(10)}
+    dcp.save(state, storage_writer=S3StorageWriter(path=f"{root}/one", prefix_strategy=strategy, **options))
+    for folder in ("one/shards", "one/shards/left"):
+        assert clean(f"{root}/{folder}", min_age_seconds=-1, **options) == []
+    assert load(options, f"{root}/one") == 1.0
+
+
+def test_clean_keeps_what_a_rank_names_that_saved_on_its_own(options: Options, root: str) -> None:
+    strategy = RoundRobinPrefixStrategy(["shards"])
+    writer = S3StorageWriter(path=f"{root}/one", prefix_strategy=strategy, **options)
+    dcp.save({"a": torch.ones(10)}, storage_writer=writer, use_collectives=False)
+    assert clean(root, min_age_seconds=-1, **options) == []
+    assert clean(f"{root}/one/shards", min_age_seconds=-1, **options) == []
+    assert load(options, f"{root}/one") == 1.0
+
+
+def test_a_folder_without_a_name_is_not_taken_for_the_one_around_it(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    for uri in (root, f"{root}//", f"{root}/step"):
+        save(options, uri)
+    assert {found.uri for found in list_checkpoints(root, **options)} == {f"{root}//", f"{root}/step"}
+    keep_last(root, 1, **options)
+    assert load(options, root) == 1.0
 
 
 def test_clean_leaves_a_save_in_progress_alone(options: Options, root: str, counting_server: CountingServer) -> None:

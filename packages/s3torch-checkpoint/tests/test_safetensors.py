@@ -186,6 +186,15 @@ def test_a_sharded_model_is_loaded(options: Options, root: str, counting_server:
     )
 
 
+@pytest.mark.parametrize("base", ["", "/", "a//"])
+def test_a_sharded_model_may_lie_under_any_key(options: Options, counting_server: CountingServer, base: str) -> None:
+    counting_server.put(f"{base}one.safetensors", safetensors.torch.save({"a": torch.ones(3)}))
+    counting_server.put(f"{base}model.safetensors.index.json", b'{"weight_map": {"a": "one.safetensors"}}')
+    uri = f"s3://{counting_server.bucket}/{base}"
+    assert_same(load_sharded(uri, **options), {"a": torch.ones(3)})
+    assert_same(load_sharded(f"{uri}model.safetensors.index.json", **options), {"a": torch.ones(3)})
+
+
 def test_a_missing_shard_or_tensor_is_named(options: Options, root: str, counting_server: CountingServer) -> None:
     tensors = {"a": torch.ones(3), "b": torch.ones(3)}
     put_sharded(counting_server, {"a": "one.safetensors", "b": "two.safetensors"}, tensors)
@@ -261,6 +270,8 @@ def test_tensors_that_share_memory_are_refused(options: Options, uri: str) -> No
     tensor = torch.ones(10)
     with pytest.raises(ValueError, match="share memory"):
         save_file({"a": tensor, "b": tensor[5:]}, uri, **options)
+    with pytest.raises(ValueError, match="'b' and 'c' share memory"):
+        save_file({"a": tensor[:2], "b": tensor[3:8], "c": tensor[7:]}, uri, **options)
     save_file({"a": tensor[:5], "b": tensor[5:]}, uri, **options)
     assert load_file(uri, **options)["b"].tolist() == [1.0] * 5
 

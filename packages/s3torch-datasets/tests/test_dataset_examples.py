@@ -18,6 +18,8 @@ def test_the_parts_of_the_guide_to_datasets_run(counting_server: CountingServer)
             sys.executable,
             "-W",
             "error",
+            "-W",
+            "ignore:'set_vital' is deprecated",  # torchdata calls it
             "docs/examples/datasets.py",
             f"s3://{counting_server.bucket}/guide",
             "us-east-1",

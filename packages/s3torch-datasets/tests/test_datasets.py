@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import io
 import logging
 import pickle
@@ -102,24 +101,6 @@ def test_get_dataset_objects_is_called_once_with_a_client(
     for _ in range(2):
         assert samples(dataset) == contents
     assert len(calls) == 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_arguments_are_those_of_the_compatible_library(kind: Any) -> None:
-    names = ["region", "get_dataset_objects", "endpoint", "transform", "s3client_config", "enable_sharding"]
-    if kind is S3MapDataset:
-        names.remove("enable_sharding")
-    positional = [
-        parameter.name
-        for parameter in inspect.signature(kind).parameters.values()
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    ]
-    assert positional == [*names, "reader_constructor"]
-    for factory, first in (("from_prefix", "s3_uri"), ("from_objects", "object_uris")):
-        parameters = inspect.signature(getattr(kind, factory)).parameters
-        assert list(parameters)[:-1] == [first, "region", *names[2:], "reader_constructor"]
-    assert kind.from_prefix("s3://bucket/p", region="eu-west-1", endpoint="http://e").region == "eu-west-1"
-    assert kind.from_prefix("s3://bucket/p", region="eu-west-1", endpoint="http://e").endpoint == "http://e"
 
 
 def test_an_unknown_option_is_refused_by_name(make: Make) -> None:

@@ -131,10 +131,40 @@ else:
     print(peak - before)
 """
 
+# The same for a listing in parallel, of pages that a client makes up.
+MEASURE_LISTING = """
+import resource, sys, types
+import tqdm
+from s3core import ListObjectResult
+from s3torch_datasets import ObjectFilter
+from s3torch_datasets._parallel_listing import list_prefix
+rows = int(sys.argv[1])
+in_folder = rows // 100
 
-def measure(rows: int, how: str) -> int:
+class Client:
+    s3client_config = types.SimpleNamespace(concurrency=16)
+
+    def list_objects(self, bucket, prefix, delimiter="", *, start_after=None):
+        if delimiter:
+            yield ListObjectResult([], [], [], [], [], [f"train/images/class-{number:04}/" for number in range(100)])
+            return
+        begin = 0 if start_after is None else int(start_after[-5:-1]) * in_folder
+        for first in range(begin, rows, 1000):
+            page = range(first, min(first + 1000, rows))
+            keys = [f"train/images/class-{row // in_folder:04}/{row % in_folder:015}.jpg" for row in page]
+            etags = [f'"{row:032x}"' for row in page]
+            yield ListObjectResult(keys, [100_000] * len(page), etags, [""] * len(page), ["STANDARD"] * len(page))
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+index = list_prefix(Client(), "bucket", "train/images/", ObjectFilter(), lambda count: None).builder.build()
+assert len(index) == rows and index[rows - 1].key == f"train/images/class-0099/{in_folder - 1:015}.jpg"
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def measure(rows: int, *how: str, script: str = MEASURE) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(rows), how], capture_output=True, text=True, check=True, timeout=250
+        [sys.executable, "-c", script, str(rows), *how], capture_output=True, text=True, check=True, timeout=250
     )
     return int(done.stdout.split()[-1]) * 1024
 
@@ -142,6 +172,11 @@ def measure(rows: int, how: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 def test_a_million_objects_take_less_than_150_megabytes() -> None:
     assert measure(1_000_000, "peak") < 150e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+def test_a_million_objects_that_are_listed_in_parallel_take_less_than_150_megabytes() -> None:
+    assert measure(1_000_000, script=MEASURE_LISTING) < 150e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
@@ -125,6 +128,54 @@ def test_a_malformed_manifest_is_named_with_the_place(
     with pytest.raises(ValueError, match=message) as caught:
         loaded(tmp_path / name, connection)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "csv.gz", "parquet"])
+def test_a_manifest_that_was_cut_short_is_named(ending: str, tmp_path: Path, connection: dict[str, Any]) -> None:
+    path = tmp_path / f"objects.{ending}"
+    rows = [S3BucketKeyData("bucket", f"key-{number}", ObjectInfo(f"key-{number}", number)) for number in range(999)]
+    region, endpoint, config = connection.values()
+    if ending == "csv.gz":
+        path.write_bytes(gzip.compress("".join(f"bucket,{one.key},5\n" for one in rows).encode()))
+    else:
+        S3MapDataset(region, lambda client: rows, endpoint, s3client_config=config).save_manifest(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"objects.{ending} cannot be read"):
+        loaded(path, connection)
+
+
+def test_a_csv_of_a_spreadsheet_is_read(tmp_path: Path, connection: dict[str, Any]) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfbucket,key\r\nb,k\r\n\r\nb,l\r\n\r\n")
+    assert loaded(tmp_path / "a.csv", connection) == [S3BucketKeyData("b", "k"), S3BucketKeyData("b", "l")]
+
+
+MEASURE = """
+import sys
+from s3torch_datasets import S3MapDataset
+import tqdm
+def peak():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+before = peak()
+assert len(S3MapDataset.from_manifest(sys.argv[1], region="us-east-1", progress=False)) == 200
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_manifest_larger_than_memory_is_read_through_a_window(counting_server: CountingServer) -> None:
+    row = json.dumps({"bucket": "bucket", "key": "key"}).encode()
+    counting_server.put("large.jsonl", (row + b" " * 2**20 + b"\n") * 200)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, f"s3://{counting_server.bucket}/large.jsonl"],
+        env=os.environ | counting_server.environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 150
 
 
 def test_a_csv_with_a_header_is_read_as_written(tmp_path: Path, connection: dict[str, Any]) -> None:

@@ -79,7 +79,10 @@ def test_a_reader_goes_on_in_a_forked_child_and_in_its_parent(
     assert reader.read(1000) == data[:1000]
     child = os.fork()
     if child == 0:
-        os._exit(0 if reader.read() == data[1000:] else 1)
+        try:
+            os._exit(0 if reader.read() == data[1000:] else 1)
+        finally:
+            os._exit(2)  # whatever was raised, this is not pytest's process
     assert reader.read(5 * MiB) == data[1000 : 5 * MiB + 1000]
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert reader.read() == data[5 * MiB + 1000 :]

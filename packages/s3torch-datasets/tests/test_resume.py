@@ -62,6 +62,36 @@ def test_resuming_fetches_nothing_twice(make_iterable: Make, fill: Fill, countin
     assert sorted(r.key for r in counting_server.requests) == [f"data/{number:05}" for number in range(20, 30)]
 
 
+def test_an_iteration_goes_on_at_the_object_that_was_interrupted(make_iterable: Make, fill: Fill) -> None:
+    contents = fill(9)
+    interrupts = [KeyboardInterrupt]  # as Ctrl-C may in the midst of a read
+
+    def read_or_stop(reader: Any) -> bytes:
+        if reader.key == "data/00004" and interrupts:
+            raise interrupts.pop()
+        return bytes(reader.read())
+
+    dataset, other = make_iterable(transform=read_or_stop), make_iterable(transform=read)
+    iterator = iter(dataset)
+    seen: list[bytes] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(iterator)
+    other.load_state_dict(dataset.state_dict())
+    assert seen + list(other) == contents
+    assert seen + list(iterator) == contents
+
+
+def test_an_iteration_that_was_closed_is_over_and_can_be_resumed(make_iterable: Make, fill: Fill) -> None:
+    contents = fill(9)
+    dataset, other = make_iterable(transform=read), make_iterable(transform=read)
+    iterator = iter(dataset)
+    seen = take(iterator, 4)
+    iterator.close()
+    assert list(iterator) == []
+    other.load_state_dict(dataset.state_dict())
+    assert seen + list(other) == contents
+
+
 def test_a_state_before_the_first_sample_starts_at_the_first(make_iterable: Make, fill: Fill) -> None:
     fill(3)
     dataset, other = make_iterable(transform=key), make_iterable(transform=key)
@@ -234,3 +264,56 @@ def test_a_state_of_mid_epoch_in_the_main_process_is_refused_by_plain_workers(ma
     other.load_state_dict(dataset.state_dict())
     with pytest.raises(ValueError, match="StatefulDataLoader"):
         list(DataLoader(other, batch_size=None, num_workers=1))
+
+
+def make_stateful(make_iterable: Make, *, ranks: int = 1, workers: int = 2, transform: Any = key) -> StatefulDataLoader:
+    dataset = make_iterable(
+        transform=transform, enable_sharding=True, shuffle=True, seed=1, rank=ranks - 1, world_size=ranks
+    )
+    return StatefulDataLoader(dataset, batch_size=3, num_workers=workers, collate_fn=list)
+
+
+def test_stateful_workers_fetch_nothing_twice_when_they_resume(
+    make_iterable: Make, fill: Fill, counting_server: CountingServer
+) -> None:
+    contents = fill(36)
+    loader = make_stateful(make_iterable, transform=read)
+    iterator = iter(loader)
+    head = take(iterator, 5)
+    state = loader.state_dict()
+    list(iterator)
+    resumed = make_stateful(make_iterable, transform=read)
+    resumed.load_state_dict(state)
+    counting_server.clear()
+    rest = list(resumed)
+    assert sorted(sample for batch in head + rest for sample in batch) == sorted(contents)
+    assert counting_server.operations().count("GetObject") == 36 - 5 * 3
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_stateful_workers_may_have_another_number_of_ranks_from_the_end_of_an_epoch_on(
+    make_iterable: Make, fill: Fill, before: int, after: int
+) -> None:
+    fill(36)
+    loader = make_stateful(make_iterable, ranks=before)
+    assert sum(map(len, loader)) == 36 // before
+    resumed = make_stateful(make_iterable, ranks=after)
+    resumed.load_state_dict(loader.state_dict())
+    assert sum(map(len, resumed)) == 36 // after
+    iterator = iter(loader)
+    take(iterator, 2)
+    resumed = make_stateful(make_iterable, ranks=after)
+    resumed.load_state_dict(loader.state_dict())
+    with pytest.raises(ValueError, match=f"of rank {before - 1} of {before}.*this is rank {after - 1} of {after}"):
+        list(resumed)
+    list(iterator)
+
+
+def test_another_number_of_stateful_workers_begins_with_the_next_epoch(make_iterable: Make, fill: Fill) -> None:
+    fill(36)
+    loaders = [make_stateful(make_iterable, workers=workers) for workers in (0, 1, 2)]
+    for loader in loaders:
+        loader.dataset.set_epoch(1)
+    seen = [[sample for batch in loader for sample in batch] for loader in loaders]
+    assert len(seen[0]) == 36
+    assert sorted(seen[0]) == sorted(seen[1]) == sorted(seen[2])

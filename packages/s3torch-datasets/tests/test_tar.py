@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from s3torch_datasets import BrokenArchiveError, ObjectFilter, S3ReaderConstructor, S3TarDataset
+from s3core import S3Exception
+from s3torch_datasets import BrokenArchiveError, ObjectFilter, S3ReaderConstructor, S3TarDataset, StreamingS3Reader
 from s3torch_datasets._tar import iterate_samples
 from servers import CountingServer
 
@@ -129,6 +130,40 @@ def test_directories_and_links_are_passed_over() -> None:
             tar.addfile(info)
         tar.addfile(tarfile.TarInfo("a.txt"))
     assert samples_of(file.getvalue()) == [("a", {"txt": b""})]
+
+
+def test_a_link_that_says_the_size_of_its_target_is_passed_over_alone() -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, kind in (("a.txt", tarfile.REGTYPE), ("b.txt", tarfile.LNKTYPE), ("c.txt", tarfile.REGTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, "a.txt" if kind == tarfile.LNKTYPE else "", 700
+            tar.addfile(info, io.BytesIO(name.encode() * 140) if kind == tarfile.REGTYPE else None)
+    assert samples_of(file.getvalue()) == [("a", {"txt": b"a.txt" * 140}), ("c", {"txt": b"c.txt" * 140})]
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_sparse_member_is_an_error_and_not_other_bytes(form: int) -> None:
+    info = tarfile.TarInfo("GNUSparseFile.0/a.bin")
+    info.size = 515
+    if form == tarfile.GNU_FORMAT:
+        info.type = tarfile.GNUTYPE_SPARSE
+    else:
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.name": "a.bin", "GNU.sparse.realsize": "1048579"}
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        tar.addfile(info, io.BytesIO(bytes(515)))
+    with pytest.raises(BrokenArchiveError, match=r"a\.tar: at offset \d+: a sparse member"):
+        samples_of(file.getvalue())
+
+
+def test_a_member_of_a_negative_size_is_an_error() -> None:
+    header = bytearray(tarfile.TarInfo("a.txt").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 12  # -1 in base 256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(BrokenArchiveError, match="offset 0: a member of -1 bytes"):
+        samples_of(bytes(header) + bytes(2048))
 
 
 def test_a_sample_can_be_read_again_from_its_range() -> None:
@@ -306,6 +341,86 @@ def test_an_iterator_that_is_dropped_closes_its_readers(make: Make, counting_ser
     next(iterator)
     del iterator
     assert counting_server.counters()["bytes_sent"] < 30 * 2**20
+
+
+class Interrupting(StreamingS3Reader):
+    """Raises KeyboardInterrupt in the n-th read, as Ctrl-C may."""
+
+    reads = interrupt_at = 0
+
+    def read(self, size: int | None = None) -> bytes:
+        Interrupting.reads += 1
+        if Interrupting.reads == self.interrupt_at:
+            raise KeyboardInterrupt
+        return super().read(size)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("read", [1, 20, 42, 100])
+def test_an_iteration_goes_on_where_it_was_interrupted(
+    make: Make, shards: list[str], shuffle: bool, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Interrupting, "reads", 0)
+    monkeypatch.setattr(Interrupting, "interrupt_at", read)
+    options: dict[str, Any] = {"transform": key, "shuffle": shuffle, "shuffle_buffer": 5 if shuffle else None}
+    whole = list(make(**options))
+    dataset, other = make(**options, reader_constructor=Interrupting), make(**options)
+    iterator = iter(dataset)
+    seen: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(iterator)
+    assert seen + list(copy_of_rest(dataset, other)) == whole
+    assert seen + list(iterator) == whole
+
+
+def copy_of_rest(dataset: S3TarDataset[Any], other: S3TarDataset[Any]) -> Iterable[Any]:
+    """What another dataset reads that goes on where this one stands."""
+    other.load_state_dict(dataset.state_dict())
+    return other
+
+
+def test_an_iteration_that_was_closed_is_over_and_can_be_resumed(make: Make, shards: list[str]) -> None:
+    dataset, other = make(transform=key), make(transform=key)
+    iterator: Any = iter(dataset)
+    seen = [next(iterator) for _ in range(9)]
+    iterator.close()
+    assert list(iterator) == []
+    assert seen + list(copy_of_rest(dataset, other)) == shards
+
+
+def test_a_buffer_that_cannot_be_fetched_is_fetched_again(
+    make: Make, shards: list[str], counting_server: CountingServer
+) -> None:
+    options: dict[str, Any] = {"transform": key, "shuffle": True, "shuffle_buffer": 5}
+    whole = list(make(**options))
+    first, second = make(**options), make(**options)
+    iterator = iter(first)
+    head = [next(iterator) for _ in range(8)]
+    state = first.state_dict()
+    second.load_state_dict(state)
+    resumed = iter(second)
+    row, start, end = state["detail"]["buffer"][3]
+    counting_server.fault(key=second.index[row].key, range=f"bytes={start}-{end - 1}", status=500)
+    with pytest.raises(S3Exception):
+        head.append(next(resumed))
+    counting_server.faults_clear()
+    assert head + list(resumed) == whole
+
+
+def test_skip_leaves_out_samples_of_the_buffer_that_are_gone(
+    make: Make, shards: list[str], counting_server: CountingServer
+) -> None:
+    options: dict[str, Any] = {"transform": key, "shuffle": True, "shuffle_buffer": 100}
+    first, second = make(**options), make(**options, on_error="skip")
+    head = [next(iterator := iter(first))]
+    second.load_state_dict(first.state_dict())
+    len(second.index)
+    counting_server.delete("shards/3.tar")
+    rest = list(second)
+    gone = [name for name in shards if name.startswith("3/") and name not in head]
+    assert sorted(head + rest + gone) == sorted(shards)
+    assert second.skipped == len(gone)
+    assert len(list(iterator)) == len(shards) - 1
 
 
 def test_the_second_epoch_over_cached_shards_sends_no_get(

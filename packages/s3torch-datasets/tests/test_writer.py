@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -90,6 +91,40 @@ def test_close_from_many_threads_completes_once(upload: Upload) -> None:
     for thread in threads:
         thread.join()
     assert upload.completed == 1
+
+
+def test_a_second_close_waits_for_the_first(upload: Upload) -> None:
+    closing, goes_on, seen = threading.Event(), threading.Event(), []
+
+    def close() -> None:
+        closing.set()
+        assert goes_on.wait(60)
+        upload.completed += 1
+
+    upload.close = close  # type: ignore[method-assign]
+    writer = S3Writer(upload)
+    first = threading.Thread(target=writer.close)
+    first.start()
+    assert closing.wait(60)
+    second = threading.Thread(target=lambda: (writer.close(), seen.append(upload.completed)))
+    second.start()
+    assert not seen
+    goes_on.set()
+    first.join()
+    second.join()
+    assert seen == [1]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="sends a signal")
+def test_a_signals_handler_can_abort_the_writer_that_it_interrupts(upload: Upload) -> None:
+    writer = S3Writer(upload)
+    upload.close = lambda: signal.raise_signal(signal.SIGUSR1)  # type: ignore[method-assign]
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: writer.abort())
+    try:
+        writer.close()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert upload.aborted == 0  # too late for it
 
 
 def test_write_after_close_is_a_value_error(upload: Upload) -> None:

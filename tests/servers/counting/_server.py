@@ -132,7 +132,7 @@ class CountingServer(S3Server):
                     total[name] = total.get(name, 0) + value
         return total
 
-    def wait_for_requests(self, count: int, timeout_seconds: float = 30, **attributes: Any) -> list[RecordedRequest]:
+    def wait_for_requests(self, count: int, timeout_seconds: float = 60, **attributes: Any) -> list[RecordedRequest]:
         """Return once `count` requests of these attributes have arrived, such as `operation="GetObject"`.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._config import KiB
 from ._errors import (
-    EXPIRED_CODES,
+    OUTDATED_KEYS_CODES,
     WRONG_REGION_CODES,
     Failure,
     connection_error,
@@ -84,7 +84,7 @@ def open_native(runtime: Runtime, target: Target, start: int, end: int, etag: st
         except Exception as error:
             failure = _native_failure(runtime, target, error)
             corrected = False
-            if corrections and failure.code in EXPIRED_CODES and keys is not None:
+            if corrections and failure.code in OUTDATED_KEYS_CODES and keys is not None:
                 corrected = runtime.credentials.renew(keys)
                 runtime.drop_store(target.bucket)
             elif corrections and failure.code in WRONG_REGION_CODES:

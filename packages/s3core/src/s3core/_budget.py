@@ -51,4 +51,5 @@ class ByteBudget:
 
     def _settle(self) -> None:
         while self._returned:
-            self._used -= self._returned.popleft()
+            self._used -= self._returned[0]  # Not by what `popleft` returns: Ctrl-C may come behind that call.
+            self._returned.popleft()

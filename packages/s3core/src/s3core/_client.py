@@ -20,7 +20,7 @@ from ._put import PutObjectStream
 from ._ranges import RangeRead, read_ranges
 from ._runtime import Runtime, runtime_for
 from ._settings import resolve_settings
-from ._uri import check_bucket, uri_of
+from ._uri import check_bucket, check_key
 
 
 class S3Client:
@@ -226,10 +226,12 @@ class S3Client:
 
         Args:
             bucket: The bucket.
-            keys: The keys.
+            keys: The keys; an iterable is taken bit by bit as requests become free.
 
         Raises:
-            S3Exception: Some could not be deleted; the message names the first and counts the others.
+            S3Exception: Some could not be deleted; the message names the first and counts the others. A request that
+                fails as a whole ends it, with the rest of the keys not deleted.
+            ValueError: One of the keys cannot be a key.
         """
         check_bucket(bucket)
         delete_objects(self._runtime, bucket, keys)
@@ -255,15 +257,7 @@ def _rebuild(region: str | None, endpoint: str | None, config: S3ClientConfig, u
 
 def _target(bucket: str, key: str, version_id: str | None = None) -> Target:
     check_bucket(bucket)
-    if not isinstance(key, str) or not key:
-        raise ValueError(f"the key in {uri_of(bucket)} is {key!r}; it must be a text that is not empty")
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"the key {key!r} in {uri_of(bucket)} has no UTF-8 form, which S3 keys are in") from None
-    if size > 1024:
-        # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
-        raise ValueError(f"the key {key[:40]!r}… in {uri_of(bucket)} has {size} bytes; S3 allows 1024")
+    check_key(bucket, key)
     return Target(bucket, key, version_id)
 
 

@@ -8,13 +8,16 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._config import S3ClientConfig, fits_signature
 from ._exceptions import CredentialsError, S3Exception
 from ._loading import load, loading
 from ._process import remember_credentials
 from ._settings import Settings, open_session
+
+if TYPE_CHECKING:
+    import botocore.session
 
 logger = logging.getLogger("s3core")
 
@@ -104,7 +107,7 @@ class CredentialSource:
             return replace(current, refresh_at=datetime.now(UTC) + _SHORTEST)
 
     def renew(self, refused: Credentials) -> bool:
-        """Fetch anew after the store refused credentials as expired, and say whether others came."""
+        """Fetch anew after the store refused credentials as expired or unknown, and say whether others came."""
         config = self._settings.config
         if config.unsigned or config.access_key_id is not None:
             return False
@@ -167,7 +170,7 @@ def _chain(settings: Settings) -> Callable[[], Credentials]:
         with loading:
             # Makes TLS contexts: a child that came in the midst of that would wait for a lock of OpenSSL for ever.
             session.get_component("credential_provider")
-        source = session.get_credentials()
+        source = session.get_credentials() if settings.config.profile is not None else _first_of(session)
     except failures as error:
         raise CredentialsError(f"the AWS credential chain failed: {error}") from error
     if source is None:
@@ -198,6 +201,16 @@ def _chain(settings: Settings) -> Callable[[], Credentials]:
         return Credentials(**keys, refresh_at=refresh_at, expires_at=expires_at)
 
     return fetch
+
+
+def _first_of(session: botocore.session.Session) -> Any:
+    """The chain's first credentials, the environment's before those of the profile that the environment names.
+
+    botocore leaves the environment out as soon as it is told a profile.
+    """
+    from botocore.credentials import EnvProvider
+
+    return EnvProvider().load() or session.get_credentials()
 
 
 def _check_keys(source: str, keys: Mapping[str, Any]) -> None:

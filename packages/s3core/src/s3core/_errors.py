@@ -97,7 +97,17 @@ _BY_STATUS: dict[int, tuple[type[S3Exception], str]] = {
 # sent, or too slowly.
 RETRIED_CODES = frozenset({"RequestTimeout", "BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody"})
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-EXPIRED_CODES = frozenset({"ExpiredToken", "TokenRefreshRequired", "ExpiredTokenException"})
+# Keys that have expired, or that somebody has replaced: the source may have others by now.
+OUTDATED_KEYS_CODES = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
+)
 WRONG_REGION_CODES = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 )

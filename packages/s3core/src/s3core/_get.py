@@ -31,13 +31,13 @@ class _Part:
     Args:
         start: First byte.
         end: One past the last byte that was asked for.
-        data: The future of its bytes.
+        data: The future of its bytes; None while it is handed to the pool.
         charge: Bytes taken from the client's budget for it.
     """
 
     start: int
     end: int
-    data: Future[Any]
+    data: Future[Any] | None
     charge: int
 
 
@@ -90,7 +90,7 @@ class GetObjectStream:
         self._hint = object_info
         self._answer: Future[ObjectInfo] | None = None
         self._position = self._planned = start or 0
-        self._rest: memoryview | None = None
+        self._rest: tuple[int, memoryview] | None = None  # Where it begins, and what is left of the last chunk.
         self._parts: deque[_Part] = deque()
         self._window_size = max(1, min(WINDOW_PARTS, runtime.config.concurrency)) * runtime.config.part_size
         self._parts_ahead = 1
@@ -144,7 +144,7 @@ class GetObjectStream:
         It asks for the whole object where that fits into one part, as far as the size is known, and otherwise for the
         first part.
         """
-        self._check_usable()
+        self._begin()
         if self._answer is None:
             remaining = self._hinted_remaining()
             part_size = self._runtime.config.part_size
@@ -155,10 +155,11 @@ class GetObjectStream:
 
     def __next__(self) -> Any:
         """The next chunk, as a buffer of at least one byte."""
-        self._check_usable()
+        self._begin()
         if self._rest is not None:
-            chunk, self._rest = self._rest, None
+            chunk = self._rest[1]
             self._position += len(chunk)
+            self._rest = None
             return chunk
         data = self._next_part()
         if len(data) == 0:
@@ -184,7 +185,7 @@ class GetObjectStream:
             TypeError: The buffer is not writable or not contiguous.
             S3Exception: A request failed; no byte is written to the buffer after that.
         """
-        self._check_usable()
+        self._begin()
         destination = Destination.of_buffer(buffer)
         try:
             filled = self._drain_into(destination, 0)
@@ -205,7 +206,7 @@ class GetObjectStream:
         Raises:
             S3Exception: A request failed.
         """
-        self._check_usable()
+        self._begin()
         if self._rest is None and not self._parts and self._answer is None:
             self.prefetch()
         end = self._end()
@@ -255,6 +256,30 @@ class GetObjectStream:
                 "child; open it again there"
             )
 
+    def _begin(self) -> None:
+        """Before each use: drop what was read ahead, unless it follows the position without a gap.
+
+        It does not when Ctrl-C came between two steps of an earlier use; the position alone is then right.
+        """
+        self._check_usable()
+        if self._rest is None and not self._parts:
+            self._planned = self._position
+        elif not self._is_continuous():
+            self._start_over()
+
+    def _is_continuous(self) -> bool:
+        end = self._position
+        if self._rest is not None:
+            start, view = self._rest
+            if start != end:
+                return False
+            end += len(view)
+        for part in self._parts:
+            if part.start != end or part.data is None:
+                return False
+            end = part.end
+        return not self._parts or (self._planned == end and self._answer is not None)
+
     def _hinted_remaining(self) -> int | None:
         """How many bytes are left, as far as is known before the first answer; at least 1, since a request must ask."""
         if self._hint is not None:
@@ -267,18 +292,31 @@ class GetObjectStream:
 
     def _submit_first(self, size: int, slot: Slot | None = None) -> _Part | None:
         """Send the request whose answer tells size and ETag; None where an empty range asks for nothing."""
-        answer: Future[ObjectInfo] = Future()
-        self._answer = answer
+        if self._parts:
+            self._start_over()  # What Ctrl-C left: ranges whose first answer is not known may be of another version.
         if self._limit is not None:
             size = min(size, self._limit - self._planned)
             if size <= 0:
                 # An empty range cannot be asked for: a HEAD says whether there is an object, and of which size.
                 self._answer = self._runtime.pool.submit(head, self._runtime, self._target)
                 return None
-        return self._submit(size, slot=slot, answer=answer)
+        answer: Future[ObjectInfo] = Future()
+        part = self._submit(size, slot=slot, answer=answer)
+        self._answer = answer  # Not before: the answer to a request that was never sent would be waited for for ever.
+        return part
 
-    def _submit(self, size: int, *, slot: Slot | None = None, answer: Future[ObjectInfo] | None = None) -> _Part:
-        """Send the next range; it joins the window unless its bytes go to a slot."""
+    def _submit(
+        self,
+        size: int,
+        *,
+        slot: Slot | None = None,
+        answer: Future[ObjectInfo] | None = None,
+        is_needed: bool = True,
+    ) -> _Part | None:
+        """Send the next range; it joins the window unless its bytes go to a slot.
+
+        None where there is no memory for a range that is not needed yet.
+        """
         start, end = self._planned, self._planned + size
         etag = wait_for(self._answer).etag if answer is None and self._answer is not None else self._etag
         runtime, target, wish = self._runtime, self._target, self._wish
@@ -292,12 +330,17 @@ class GetObjectStream:
                     answer.set_exception(error)
                 raise
 
-        part = _Part(start, end, runtime.pool.submit(task), 0 if slot is not None else size)
-        self._planned = end
+        part = _Part(start, end, None, 0)
         if slot is None:
-            if answer is not None:
+            self._parts.append(part)  # First of all, so that what it is charged for is given back in any case.
+            if is_needed:
                 runtime.budget.take(size)
-            self._parts.append(part)
+            elif not runtime.budget.try_take(size):
+                self._parts.pop()
+                return None
+            part.charge = size
+        part.data = runtime.pool.submit(task)
+        self._planned = end
         return part
 
     def _confirmed(self) -> ObjectInfo:
@@ -321,13 +364,14 @@ class GetObjectStream:
 
     def _start_over(self) -> None:
         """Forget what was asked for ahead of the reader, so that no byte is skipped after a failure."""
-        self._wish.over = True
-        self._wish = _Wish()
+        if self._answer is not None and not (self._answer.done() and self._answer.exception() is None):
+            self._answer = None  # No byte was read yet: any version will do.
+        wish, self._wish = self._wish, _Wish()
+        wish.over = True
+        self._rest = None
         while self._parts:
             self._release(self._parts.popleft())
         self._planned = self._position
-        if self._answer is not None and not (self._answer.done() and self._answer.exception() is None):
-            self._answer = None  # No byte was read yet: any version will do.
 
     def _first_size(self) -> int:
         """Size of the first range when a reader may want only a little: all of a small object, a bit of a large one."""
@@ -343,16 +387,16 @@ class GetObjectStream:
     def _top_up(self) -> None:
         """Send further ranges, as far as window and memory allow; one in any case."""
         end = self._end()
-        budget = self._runtime.budget
         while self._planned < end and len(self._parts) < self._parts_ahead:
             size = min(next_range_size(self._range_size, self._runtime.config.part_size), end - self._planned)
-            if not self._parts:
+            is_needed = not self._parts
+            if is_needed:
                 size = min(size, self._window_size)
-                budget.take(size)
-            elif self._planned + size - self._position > self._window_size or not budget.try_take(size):
+            elif self._planned + size - self._position > self._window_size:
+                return
+            if self._submit(size, is_needed=is_needed) is None:
                 return
             self._range_size = size
-            self._submit(size)
 
     def _next_part(self) -> Any:
         """Wait for the next range in order; empty at the end."""
@@ -362,7 +406,9 @@ class GetObjectStream:
             self._top_up()
         if not self._parts:
             return b""
-        data = self._wait(self._parts[0].data)
+        coming = self._parts[0].data
+        assert coming is not None
+        data = self._wait(coming)
         self._release(self._parts.popleft())
         return data
 
@@ -372,16 +418,13 @@ class GetObjectStream:
     def _drain_into(self, destination: Destination, filled: int) -> int:
         """Copy what was read ahead."""
         while filled < destination.size and (self._rest is not None or self._parts):
-            data = self._rest if self._rest is not None else self._next_part()
-            self._rest = None
-            view = memoryview(data).cast("B")
+            view = self._rest[1] if self._rest is not None else memoryview(self._next_part()).cast("B")
             count = min(len(view), destination.size - filled)
             if count:
                 destination.slot(filled, filled + count).write(view[:count])
-            if count < len(view):
-                self._rest = view[count:]
             filled += count
             self._position += count
+            self._rest = (self._position, view[count:]) if count < len(view) else None
             if not len(view):
                 break
         return filled
@@ -390,7 +433,8 @@ class GetObjectStream:
         """Fill the destination from the current position on, when nothing read ahead is left."""
         self._planned = self._position
         wanted = destination.size - filled
-        first: tuple[_Part, Slot] | None = None
+        part: _Part | None = None
+        slot: Slot | None = None
         try:
             if self._answer is None:
                 size = min(self._runtime.config.part_size, wanted)
@@ -398,7 +442,6 @@ class GetObjectStream:
                     size = min(size, max(0, self._limit - self._position))
                 slot = destination.slot(filled, filled + size)
                 part = self._submit_first(size, slot)
-                first = (part, slot) if part is not None else None
             # Only the head of the first answer is waited for: the other ranges go out while its body still comes.
             count = max(0, min(wanted, self._end() - self._position))
             ahead = self._planned - self._position
@@ -408,11 +451,11 @@ class GetObjectStream:
                 fill_range(
                     self._runtime, self._target, begin, self._position + count, destination, filled + ahead, etag
                 )
-            if first is not None:
-                wait_for(first[0].data)
+            if part is not None and part.data is not None:
+                wait_for(part.data)
         except BaseException:
-            if first is not None:
-                first[1].close()
+            if slot is not None:
+                slot.close()
             self._start_over()
             raise
         self._position += count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from ._exceptions import S3Exception
@@ -14,6 +15,24 @@ from ._xml import parse_listing, peek_token
 
 if TYPE_CHECKING:
     from ._client import S3Client
+
+
+_FIRST_PAGE = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A page on its way.
+
+    Args:
+        token: Its continuation token.
+        pid: The process that asked for it.
+        body: The future of its document.
+    """
+
+    token: str
+    pid: int
+    body: Future[bytes]
 
 
 class ListObjectStream:
@@ -43,35 +62,34 @@ class ListObjectStream:
         self.delimiter = delimiter
         self.max_keys = max_keys
         self._start_after = start_after
-        self._token: str | None = None
-        self._over = False
-        self._coming: Future[bytes] | None = None
-        self._coming_pid = 0
+        self._token: str | None = _FIRST_PAGE  # Of the next page to hand out; None behind the last.
+        self._coming: _Coming | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> ListObjectResult:
         """The next page."""
-        if self._over:
+        token = self._token
+        if token is None:
             raise StopIteration
-        runtime = self._client._runtime
-        if self._coming is None or self._coming_pid != runtime.pid:
-            self._ask(self._token)
-        assert self._coming is not None
+        coming = self._coming
+        # Another page than the next one is on its way where Ctrl-C came before that one was handed out.
+        if coming is None or coming.token != token or coming.pid != self._client._runtime.pid:
+            coming = self._ask(token)
         try:
-            body = wait_for(self._coming)
+            body = wait_for(coming.body)
         finally:
             self._coming = None
-        token = peek_token(body)
-        if token is not None and token == self._token:
+        following = peek_token(body)
+        if following and following == token:
             raise S3Exception(
                 f"{self._what} failed: the store sent the same continuation token twice, which would go on for ever"
             )
-        if token is not None:
-            self._ask(token)  # Before this page is parsed: the next one is on its way meanwhile.
+        if following:
+            self._coming = self._ask(following)  # Before this page is parsed: it is on its way meanwhile.
         page = parse_listing(body, self._what)
-        self._token, self._over = token, token is None
+        self._token = following  # Last of all: a page that could not be handed out comes again.
         return page
 
     @property
@@ -79,17 +97,16 @@ class ListObjectStream:
         return f"LIST of {uri_of(self.bucket, self.prefix)}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_coming": None, "_coming_pid": 0}
+        return {**self.__dict__, "_coming": None}
 
-    def _ask(self, token: str | None) -> None:
+    def _ask(self, token: str) -> _Coming:
         query = {"list-type": "2", "encoding-type": "url", "max-keys": str(self.max_keys), "prefix": self.prefix}
         if self.delimiter:
             query["delimiter"] = self.delimiter
-        if token is not None:
+        if token != _FIRST_PAGE:
             query["continuation-token"] = token
         elif self._start_after is not None:
             query["start-after"] = self._start_after
         runtime = self._client._runtime
         request = Request("GET", self.bucket, query=query, what="LIST")
-        self._coming = runtime.pool.submit(lambda: runtime.rest.send(request).data)
-        self._coming_pid = runtime.pid
+        return _Coming(token, runtime.pid, runtime.pool.submit(lambda: runtime.rest.send(request).data))

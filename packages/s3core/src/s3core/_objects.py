@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from ._batch import run_all
 from ._errors import Failure, error_for
 from ._exceptions import NoSuchKeyError, PreconditionFailedError
 from ._head import Target, changed_error, head_with_headers
 from ._headers import creation_headers, customer_key_headers
 from ._multipart import MultipartUpload
 from ._plan import MAX_COPY_SIZE, plan_part_size, split_range
-from ._pool import wait_for
 from ._rest import Refused, Request
-from ._uri import uri_of
+from ._uri import check_key, uri_of
 from ._xml import Document, deletion_document, fits_xml
 
 if TYPE_CHECKING:
@@ -40,35 +39,67 @@ def delete_object(runtime: Runtime, bucket: str, key: str) -> None:
 
 
 def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
-    """Delete many objects, a thousand per request, the requests in parallel.
+    """Delete many objects, a thousand per request, the requests in parallel, and no more of them at hand than needed.
 
     Raises:
+        ValueError: One of the keys cannot be a key.
         TypeError: `keys` is one text, whose characters would be taken for keys.
         S3Exception: Some could not be deleted; the message names the first and counts the others.
     """
     if isinstance(keys, str):
         raise TypeError(f"keys is the text {keys!r}; pass a list of keys, or call delete_object for one")
-    rest: list[str] = []
-
-    def sendable() -> Iterable[str]:
-        for key in keys:
-            if fits_xml(key):
-                yield key
-            else:
-                rest.append(key)  # XML cannot carry the key; a request of its own can.
-
-    iterator = iter(sendable())
-    jobs = []
-    while chunk := list(islice(iterator, _DELETED_AT_ONCE)):
-        jobs.append(runtime.pool.submit(_delete_chunk, runtime, bucket, chunk))
-    jobs.extend(runtime.pool.submit(_delete_one, runtime, bucket, key) for key in rest)
-    failures = [failure for job in jobs for failure in wait_for(job)]
+    failures: list[tuple[str, Failure]] = []
+    run_all(runtime.pool, (_DeleteJob(runtime, bucket, chunk, failures) for chunk in _chunks(bucket, keys)))
     if failures:
         key, failure = failures[0]
         error = error_for(failure, "DELETE", uri_of(bucket, key))
         if len(failures) > 1:
             error = type(error)(f"{error}; {len(failures) - 1} more of s3://{bucket} could not be deleted either")
         raise error
+
+
+def _chunks(bucket: str, keys: Iterable[str]) -> Iterator[list[str]]:
+    """As many keys as one request deletes; alone a key that its XML cannot carry."""
+    chunk: list[str] = []
+    for key in keys:
+        check_key(bucket, key)
+        if not fits_xml(key):
+            yield [key]
+            continue
+        chunk.append(key)
+        if len(chunk) == _DELETED_AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+class _DeleteJob:
+    """One request of a bulk deletion.
+
+    Args:
+        runtime: The client.
+        bucket: The bucket.
+        keys: The keys.
+        failures: Where to note those that could not be deleted.
+    """
+
+    def __init__(self, runtime: Runtime, bucket: str, keys: list[str], failures: list[tuple[str, Failure]]) -> None:
+        self._runtime = runtime
+        self._bucket = bucket
+        self._keys = keys
+        self._failures = failures
+
+    def run(self) -> int:
+        """Delete them."""
+        if fits_xml(self._keys[0]):
+            self._failures += _delete_chunk(self._runtime, self._bucket, self._keys)
+        else:
+            delete_object(self._runtime, self._bucket, self._keys[0])
+        return 0
+
+    def stop(self) -> None:
+        """Nothing: a request that is on its way cannot be called back."""
 
 
 def copy_object(
@@ -133,11 +164,6 @@ def _copy_source(source: Target) -> str:
 
 def _is_kept(header: str) -> bool:
     return header.lower().startswith("x-amz-meta-") or header.lower() in _KEPT_HEADERS
-
-
-def _delete_one(runtime: Runtime, bucket: str, key: str) -> list[tuple[str, Failure]]:
-    delete_object(runtime, bucket, key)
-    return []
 
 
 def _delete_chunk(runtime: Runtime, bucket: str, keys: list[str]) -> list[tuple[str, Failure]]:

@@ -14,7 +14,7 @@ from ._head import Target, changed_error
 from ._info import ObjectInfo
 from ._memory import Destination, Slot
 from ._plan import split_range
-from ._uri import uri_of
+from ._uri import check_bucket, check_key, uri_of
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -143,6 +143,8 @@ def _plan_jobs(runtime: Runtime, reads: Iterable[RangeRead], destinations: list[
             raise ValueError(
                 f"a range of {uri_of(read.bucket, read.key)} starts at {read.start}; it must be at least 0"
             )
+        check_bucket(read.bucket)
+        check_key(read.bucket, read.key)
         target = Target(read.bucket, read.key)
         destination = Destination.of_buffer(read.buffer)
         destinations.append(destination)

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 from ._address import Address
 from ._credentials import Credentials
 from ._errors import (
-    EXPIRED_CODES,
+    OUTDATED_KEYS_CODES,
     RETRIED_CODES,
     RETRIED_STATUSES,
     WRONG_REGION_CODES,
@@ -230,8 +230,8 @@ class RestClient:
     def _correct(self, request: Request, failure: Failure, keys: Credentials | None, address: Address) -> bool:
         """Mend what made the store refuse, where that can be: say whether to send again at once."""
         # The answer to a HEAD has no body: of an expired token only the status tells.
-        is_expired = failure.code in EXPIRED_CODES or (failure.status == 400 and request.method == "HEAD")
-        if is_expired and keys is not None and not failure.region:
+        is_outdated = failure.code in OUTDATED_KEYS_CODES or (failure.status == 400 and request.method == "HEAD")
+        if is_outdated and keys is not None and not failure.region:
             return self._runtime.credentials.renew(keys)
         wrong_region = failure.code in WRONG_REGION_CODES or failure.status in (301, 307)
         if failure.region and (wrong_region or (failure.status == 400 and request.method == "HEAD")):

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     import botocore.session
 
 
+# https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html: those that choose an identity.
+_CREDENTIAL_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that decides what a client sends; clients of equal settings share one runtime in a process.
@@ -25,6 +39,10 @@ class Settings:
         endpoint: URL of an S3-compatible store, without a trailing slash; None for AWS.
         config: The other settings.
         user_agent: Value of the User-Agent header.
+        ca_bundle: Path of the certificates to trust; None for the system's.
+        profile: Profile of the AWS config files.
+        surroundings: What the environment says about credentials, and the state of the AWS files, where these decide:
+            clients of before a change share nothing with those of after it, for which the new keys count.
     """
 
     region: str | None
@@ -32,7 +50,8 @@ class Settings:
     config: S3ClientConfig
     user_agent: str
     ca_bundle: str | None = None
-    profile: str | None = field(default=None)
+    profile: str | None = None
+    surroundings: tuple[object, ...] = field(default=(), repr=False)
 
 
 def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientConfig, user_agent: str) -> Settings:
@@ -79,7 +98,8 @@ def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientC
         with open(ca_bundle, "rb") as file:
             if b"-----BEGIN " not in file.read():
                 raise ConfigError(f"the CA bundle {ca_bundle!r} holds no certificate in PEM form")
-    return Settings(region, endpoint, config, user_agent, ca_bundle, profile)
+    surroundings = _surroundings() if _uses_credential_chain(config) else ()
+    return Settings(region, endpoint, config, user_agent, ca_bundle, profile, surroundings)
 
 
 def proxy_for(url: str, config: S3ClientConfig) -> str | None:
@@ -141,11 +161,27 @@ def _has_profile_file(profile: str | None, config: S3ClientConfig) -> bool:
         return True
     if not _uses_credential_chain(config):
         return False
+    return any(map(os.path.isfile, _profile_files()))
+
+
+def _profile_files() -> list[str]:
     paths = (
         os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
         os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
     )
-    return any(os.path.isfile(os.path.expanduser(path)) for path in paths)
+    return [os.path.expanduser(path) for path in paths]
+
+
+def _surroundings() -> tuple[object, ...]:
+    states: list[tuple[int, int, int] | None] = []
+    for path in _profile_files():
+        try:
+            found = os.stat(path)
+        except OSError:
+            states.append(None)
+        else:
+            states.append((found.st_ino, found.st_size, found.st_mtime_ns))
+    return (*map(os.environ.get, _CREDENTIAL_VARIABLES), *states)
 
 
 def _profile_endpoint(session: botocore.session.Session) -> str | None:

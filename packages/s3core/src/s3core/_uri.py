@@ -60,6 +60,27 @@ def check_bucket(bucket: str, source: str | None = None) -> None:
         )
 
 
+def check_key(bucket: str, key: str) -> None:
+    """Refuse what cannot be the key of an object.
+
+    Args:
+        bucket: The bucket, for the message.
+        key: The key as the user gave it.
+
+    Raises:
+        ValueError: The key breaks S3's rules
+            (https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html).
+    """
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"the key in {uri_of(bucket)} is {key!r}; it must be a text that is not empty")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"the key {key!r} in {uri_of(bucket)} has no UTF-8 form, which S3 keys are in") from None
+    if size > 1024:
+        raise ValueError(f"the key {key[:40]!r}… in {uri_of(bucket)} has {size} bytes; S3 allows 1024")
+
+
 def uri_of(bucket: str, key: str = "") -> str:
     """Spell `s3://bucket/key`, for messages and logs."""
     return f"{_SCHEME}{bucket}/{key}" if key else f"{_SCHEME}{bucket}"

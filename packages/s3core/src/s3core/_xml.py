@@ -59,6 +59,11 @@ def parse_listing(body: bytes, what: str) -> ListObjectResult:
     document = Document(body, what)
     if document.name != "ListBucketResult":
         raise S3Exception(f"{what} failed: the store answered a <{document.name}>; check the endpoint")
+    if (document.text("IsTruncated") or "").strip().lower() == "true" and not peek_token(body):
+        raise S3Exception(
+            f"{what} failed: the store says that there are more keys, but not where they go on; it does not speak "
+            "ListObjectsV2"
+        )
     keys = document.texts("Key")
     columns = [document.texts(tag) for tag in ("Size", "ETag", "LastModified", "StorageClass")]
     if any(len(column) != len(keys) for column in columns):

@@ -58,5 +58,7 @@ class CheckpointAddress:
         return self.base + name
 
     def uri(self, name: str = "") -> str:
-        """The URI of one object of the checkpoint, or of the checkpoint itself without the `/` at its end."""
-        return f"s3://{self.bucket}/{self.base}{name}" if name else f"s3://{self.bucket}/{self.base}".rstrip("/")
+        """The URI of one object of the checkpoint, or of the checkpoint itself, which `parse` reads as the same."""
+        if name or self.base == "/" or self.base.endswith("//"):  # where a `/` at the end is part of the folder's name
+            return f"s3://{self.bucket}/{self.base}{name}"
+        return f"s3://{self.bucket}/{self.base}".removesuffix("/")

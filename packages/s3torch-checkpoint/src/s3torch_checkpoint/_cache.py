@@ -61,6 +61,9 @@ def cached_copy(
                 download(file)
                 if file.tell() != size_bytes:
                     raise OSError(f"the copy in {partial} has {file.tell()} bytes instead of {size_bytes}")
+                # Or a power failure could leave a file of the right name and length that holds zeros.
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, path)
         except BaseException:
             Path(partial).unlink(missing_ok=True)

@@ -152,8 +152,13 @@ class S3Checkpoint:
         """
         bucket, key = parse_object_uri(s3_uri)
         if mmap:
-            path = self._download(bucket, key, Path(cache_dir) if cache_dir else default_cache_dir(), progress)
-            return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
+            folder = Path(cache_dir) if cache_dir else default_cache_dir()
+            path = self._download(bucket, key, folder, progress)
+            try:
+                return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
+            except FileNotFoundError:  # another process has just found a newer version, and removed this copy
+                path = self._download(bucket, key, folder, progress)
+                return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
         if is_plannable(map_location, weights_only):
             try:
                 with TransferProgress(f"Loading {s3_uri}", None, progress) as bar:

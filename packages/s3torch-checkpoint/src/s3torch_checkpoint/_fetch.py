@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -84,17 +85,19 @@ def fetch_pieces(
     current = next(batches, None)
     if current is None:
         return
-    load.start(current)
-    while current is not None:
-        load.wait()
-        following = next(batches, None)
-        if following is not None:
+    try:
+        load.start(current)
+        while current is not None:
+            load.wait()
+            following = next(batches, None)
             finished = load.hand_over()
-            load.start(following)
+            if following is not None:
+                load.start(following)
             load.complete(finished)
-        else:
-            load.complete(load.hand_over())
-        current = following
+            current = following
+    except BaseException as error:
+        load.stop(None if isinstance(error, Exception) else _STOP_SECONDS)
+        raise
 
 
 def _split(plan: Sequence[Fetch], pieces: Sequence[Piece], limit_bytes: int) -> Iterator[_Batch]:
@@ -155,17 +158,18 @@ class _Load:
 
     def wait(self) -> None:
         """Wait for the batch, in such a way that Ctrl-C ends the wait; raise its error."""
-        assert self._thread is not None
-        try:
-            while self._thread.is_alive():
-                self._thread.join(_POLL_SECONDS)
-        except BaseException:
-            # The fetching thread sees this at its next answer; the buffers are the caller's again as soon as it ends.
-            self._stopped = True
-            self._thread.join(_STOP_SECONDS)
-            raise
+        self._join(None)
         if self._error is not None:
             raise self._error
+
+    def stop(self, timeout_seconds: float | None) -> None:
+        """Fetch no more: the destinations are the caller's again when the fetching thread has seen it and ended.
+
+        Args:
+            timeout_seconds: How long to wait for that; None to wait until it is so.
+        """
+        self._stopped = True
+        self._join(timeout_seconds)
 
     def hand_over(self) -> list[tuple[Fetch, memoryview]]:
         """Take the fetched batch out, so that the next one can be started."""
@@ -200,6 +204,13 @@ class _Load:
         if buffer is None:
             buffer = self._buffers[index] = self._pieces[index].open()
         return buffer
+
+    def _join(self, timeout_seconds: float | None) -> None:
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while self._thread is not None and self._thread.is_alive():
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            self._thread.join(_POLL_SECONDS)
 
     def _fetch(self, reads: list[RangeRead]) -> None:
         try:

@@ -3,8 +3,8 @@
 `torch.load` reads one storage after the other, and between two of them the network idles. Here it reads from a file
 that answers every read of a storage at once, without filling the memory, and notes the address; when the state is
 built, all storages are filled by parallel ranges. That is right only when nothing looks at the bytes before, and when
-each address is that of a storage which the result holds; both are checked, and where they do not hold the caller loads
-as usual.
+each address is that of a storage which the result holds, and each such storage is noted whole; all of it is checked,
+and where it does not hold the caller loads as usual.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from s3core import S3Client
+from s3core import S3Client, S3Exception
 
 from ._archive_directory import LOCAL_HEADER_BYTES, Member
 from ._archive_reader import ArchiveReader
@@ -174,11 +174,15 @@ def load_planned(client: S3Client, bucket: str, key: str, map_location: Any, pro
         progress.expect(file.size)
         try:
             loaded = torch.load(file, map_location=map_location, weights_only=True)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            # The archive reader in C++ gives NotPlannable another type; other errors come again in the ordered read.
+        except S3Exception:
+            raise
+        except Exception as error:
+            # What looks at bytes that are not there yet may fail in any way, and the archive reader in C++ gives
+            # NotPlannable another type; an error of the archive's own comes again in the ordered read.
             raise NotPlannable from error
         storages = _storages(loaded)
         addresses = sorted(storages)
+        unfilled = {address: storage.nbytes() for address, storage in storages.items()}
         pieces: list[Piece] = [
             _HeaderPiece(Want(key, member.header, member.header + LOCAL_HEADER_BYTES), member)
             for member in file.storages
@@ -189,8 +193,11 @@ def load_planned(client: S3Client, bucket: str, key: str, map_location: Any, pro
             offset = hole.address - addresses[index] if index >= 0 else 0
             if storage is None or offset + hole.length > storage.nbytes():
                 raise NotPlannable
+            unfilled[addresses[index]] -= hole.length
             buffer = storage_buffer(storage)[offset : offset + hole.length]
             pieces.append(_StoragePiece(Want(key, hole.start, hole.start + hole.length), buffer))
+        if any(unfilled.values()):  # made from the bytes of another one, or read without being noted
+            raise NotPlannable
         etags = {key: file.etag} if file.etag is not None else {}
     fetch_pieces(
         client,

@@ -70,17 +70,18 @@ def run_all(tasks: Sequence[Callable[[threading.Event], T]], thread_count: int) 
         threading.Thread(target=run.work, name=f"s3torch-checkpoint-{index}", daemon=True)
         for index in range(min(thread_count, len(tasks)))
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             while thread.is_alive():
                 thread.join(_POLL_SECONDS)
-    except BaseException:  # Ctrl-C in the waiting thread
+    except BaseException:  # Ctrl-C in the waiting thread, or no further thread can be started
         run.stop.set()
         deadline = time.monotonic() + _STOP_SECONDS
         for thread in threads:  # they give up their uploads, where the network lets them
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
         raise
     if run.errors:
         first = run.errors[0]

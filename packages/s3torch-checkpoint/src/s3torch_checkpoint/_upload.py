@@ -87,6 +87,8 @@ def upload(
     file = UploadFile(stream, progress, stop)
     try:
         yield file
+        if file.error is not None:  # somebody between caught it, so that the object would lack those bytes
+            raise file.error
         file.check_stop()
     except BaseException as error:
         first = file.error if file.error is not None else error

@@ -173,6 +173,39 @@ def be_refused(uri: str, seed: str) -> None:
         dcp.save(sharded_state(int(seed)), storage_writer=S3StorageWriter(None, uri))
 
 
+def be_refused_async(uri: str, seed: str, kind: str) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+    future = dcp.async_save(
+        sharded_state(int(seed)),
+        storage_writer=S3StorageWriter(None, uri),
+        async_checkpointer_type=AsyncCheckpointerType(kind),
+    )
+    with pytest.raises(BaseException, match="AccessDenied"):
+        future.result()
+
+
+class OddError(Exception):
+    """Cannot be rebuilt from its arguments, as `pickle` would have it."""
+
+    def __init__(self, name: str, *, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+
+
+class OddSavePlanner(DefaultSavePlanner):
+    """Raises on the last rank what cannot be passed on to the others."""
+
+    def resolve_data(self, write_item: Any) -> Any:
+        if dist.get_rank() == dist.get_world_size() - 1:
+            raise OddError(write_item.index.fqn, reason="on purpose")
+        return super().resolve_data(write_item)
+
+
+def fail_oddly(uri: str, seed: str) -> None:
+    with pytest.raises(CheckpointException, match="on purpose"):
+        dcp.save(sharded_state(int(seed)), storage_writer=S3StorageWriter(None, uri), planner=OddSavePlanner())
+
+
 def fail_to_load_replicated(uri: str, where: str) -> None:
     planner = FailingLoadPlanner()
     planner.where = where

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+
+import numpy as np
 
 from s3core import S3Client, S3Exception
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._in_parallel import Report, call_in_parallel
-from s3torch_datasets._index import ObjectIndex
+from s3torch_datasets._index import UNKNOWN_SIZE, ObjectIndex
 from s3torch_datasets._progress import progress_bar
 
 
@@ -16,7 +19,7 @@ def complete_index(index: ObjectIndex, client: S3Client, *, progress: bool) -> O
 
     One that cannot be asked for stays as it is, so that its error comes when it is read.
     """
-    unknown = [row for row, one in enumerate(index) if one.object_info is None]
+    unknown: list[int] = np.flatnonzero(np.asarray(index.columns["sizes"]) == UNKNOWN_SIZE).tolist()
     if not unknown:
         return index
 
@@ -28,9 +31,10 @@ def complete_index(index: ObjectIndex, client: S3Client, *, progress: bool) -> O
             return one
         finally:
             report(1)
-        return S3BucketKeyData(one.bucket, one.key, info)
+        # Without the version, which nobody asked for: s3:GetObject does not allow to name one.
+        return S3BucketKeyData(one.bucket, one.key, replace(info, version_id=None))
 
     with progress_bar("Asking for ETags", " objects", shown=progress, total=len(unknown)) as bar:
-        asked = call_in_parallel(ask, unknown, client.s3client_config.concurrency, bar.update)
+        asked = list(call_in_parallel(ask, unknown, client.s3client_config.concurrency, bar.update))
     found = dict(zip(unknown, asked, strict=True))
     return ObjectIndex.of(found.get(row, one) for row, one in enumerate(index))

@@ -77,7 +77,9 @@ class S3IterableDataset(ConstructedDataset[S3Reader, T_co]):
 
 
 class SampleIterator(Iterator[T_co]):
-    """Makes the samples of one iteration, and keeps account of them. It goes on after an error that it raised.
+    """Makes the samples of one iteration, and keeps account of them.
+
+    It goes on after an error that it raised: behind the object that failed, and at the object that Ctrl-C interrupted.
 
     Args:
         look_ahead: The objects.
@@ -89,28 +91,35 @@ class SampleIterator(Iterator[T_co]):
         self._look_ahead = look_ahead
         self._make_sample = make_sample
         self._progress = progress
+        self._source: ObjectSource | None = None
+        self._is_closed = False
 
     def __next__(self) -> T_co:
-        while not self._progress.finished:
-            try:
-                source = next(self._look_ahead)
-            except StopIteration:
+        while not (self._progress.finished or self._is_closed):
+            if self._source is None:
+                self._source = next(self._look_ahead, None)
+            if self._source is None:
                 self._progress.finished = True
                 break
             try:
-                sample = self._make_sample(source)
+                sample = self._make_sample(self._source)
             except Exception:
-                self._progress.position += 1  # the error stands for the sample
+                self._end_object()  # the error stands for the sample
                 raise
-            self._progress.position += 1
+            self._end_object()
             if sample is not SKIP:
                 return sample
         self.close()
         raise StopIteration
 
     def close(self) -> None:
-        """Stops what is on its way."""
+        """Stops what is on its way, and the iteration with it."""
+        self._is_closed = True
         self._look_ahead.close()
+
+    def _end_object(self) -> None:
+        self._source = None
+        self._progress.position += 1
 
     def __del__(self) -> None:
         look_ahead = getattr(self, "_look_ahead", None)

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, BinaryIO, cast
@@ -20,9 +21,12 @@ from s3torch_datasets._manifest_rows import COLUMNS, RowReader, looks_like_inven
 from s3torch_datasets._manifest_write import require_pyarrow
 from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._progress import progress_bar
-from s3torch_datasets._sequential_reader import SequentialS3Reader
+from s3torch_datasets._ranged_reader import RangedS3Reader
+from s3torch_datasets._streaming_reader import StreamingS3Reader
 
 _ROWS_AT_A_TIME = 10_000
+_WINDOW_BYTES = 64 * 2**20
+_BUFFER_BYTES = 2**20
 _UNNAMED_COLUMNS = ("bucket", "key", "size")
 
 
@@ -63,6 +67,16 @@ class ManifestObjects:
     def _objects(
         self, client: S3Client, name: str, columns: Sequence[str] | None, kept: ObjectFilter | None
     ) -> Iterator[S3BucketKeyData]:
+        try:
+            yield from self._objects_of_file(client, name, columns, kept)
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            if name in str(error):
+                raise
+            raise ValueError(f"{name} cannot be read: {error}") from error
+
+    def _objects_of_file(
+        self, client: S3Client, name: str, columns: Sequence[str] | None, kept: ObjectFilter | None
+    ) -> Iterator[S3BucketKeyData]:
         with _open(client, name) as file:
             plain: BinaryIO = file
             ending = name
@@ -101,10 +115,15 @@ class ManifestObjects:
 
 
 def _open(client: S3Client, name: str) -> BinaryIO:
+    """Opens a file so that it is not held in memory as a whole: a manifest may be larger than the index it makes."""
     if not name.startswith("s3://"):
         return open(name, "rb")
     source = ObjectSource(client, S3BucketKeyData(*parse_s3_uri(name)))
-    return cast(BinaryIO, SequentialS3Reader(source.bucket, source.key, source.get_object_info, source.get_stream))
+    arguments = (source.bucket, source.key, source.get_object_info, source.get_stream)
+    if name.endswith(".parquet"):
+        return RangedS3Reader(*arguments)
+    # A buffer in front, whose `readline` is many times faster.
+    return io.BufferedReader(cast(io.RawIOBase, StreamingS3Reader(*arguments, window=_WINDOW_BYTES)), _BUFFER_BYTES)
 
 
 def _json_rows(name: str, file: BinaryIO) -> Iterator[Sequence[Any]]:
@@ -121,8 +140,8 @@ def _json_rows(name: str, file: BinaryIO) -> Iterator[Sequence[Any]]:
 def _csv_objects(
     name: str, file: BinaryIO, columns: Sequence[str] | None, kept: ObjectFilter | None
 ) -> Iterator[S3BucketKeyData]:
-    with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
-        rows = csv.reader(text)
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:  # spreadsheets write a byte order mark
+        rows = filter(None, csv.reader(text))  # without empty lines
         first = next(rows, None)
         if first is None:
             return

@@ -64,6 +64,8 @@ def _created(destination: str, get_client: Callable[[], S3Client]) -> Iterator[I
     try:
         with open(temporary, "xb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or the new name might outlive a crash of the machine without its bytes
         os.replace(temporary, destination)
     except BaseException:
         with contextlib.suppress(OSError):

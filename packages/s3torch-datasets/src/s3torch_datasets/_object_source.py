@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 from typing_extensions import Buffer
 
-from s3core import ObjectInfo
+from s3core import ObjectInfo, S3Exception
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._cached_streams import CachingStream, FileStream
 from s3torch_datasets._disk_cache import CacheFile, DiskCache
+from s3torch_datasets._fork_count import ForkCount
 
 
 class ObjectStream(Protocol):
@@ -66,6 +68,7 @@ class ObjectSource:
         "_cache",
         "_client",
         "_error",
+        "_forks",
         "_info",
         "_last",
         "_ready",
@@ -89,6 +92,7 @@ class ObjectSource:
         self._ready: ObjectStream | None = None
         self._last: ObjectStream | None = None
         self._error: Exception | None = None
+        self._forks = 0
 
     @property
     def known_size_bytes(self) -> int | None:
@@ -102,11 +106,9 @@ class ObjectSource:
 
     def get_object_info(self) -> ObjectInfo:
         """Returns what is known of the object, from the listing, else from the first stream, else from a HEAD."""
+        self._learn()
         if self._info is None:
-            if self._last is not None:
-                self._info = self._last.object_info
-            else:
-                self._info = self._client.head_object(self.bucket, self.key)
+            self._info = self._client.head_object(self.bucket, self.key)
         return self._info
 
     def get_stream(self, start: int | None = None, end: int | None = None) -> ObjectStream:
@@ -118,7 +120,7 @@ class ObjectSource:
             error, self._error = self._error, None
             raise error
         stream, self._ready = self._ready, None
-        if stream is None:
+        if stream is None or self._forks != ForkCount.now:
             stream = self._open(None, None)
             if self.on_whole_read is not None:
                 stream.prefetch()  # before those that come after it
@@ -128,6 +130,7 @@ class ObjectSource:
 
     def prefetch(self) -> None:
         """Sends the first request for the whole object and does not wait; an error is kept for `get_stream`."""
+        self._forks = ForkCount.now
         try:
             self._ready = self._open(None, None)
             self._ready.prefetch()
@@ -159,9 +162,7 @@ class ObjectSource:
         return stream if file is None else CachingStream(stream, file)
 
     def _open_remote(self, start: int | None, end: int | None) -> ObjectStream:
-        if self._info is None and self._last is not None:
-            # What the first stream learnt holds the later ones to the same version of the object.
-            self._info = self._last.object_info
+        self._learn()  # what the first stream was told holds the later ones to the same version of the object
         info = self._info
         stream = self._client.get_object(
             self.bucket,
@@ -176,10 +177,21 @@ class ObjectSource:
             self._last = stream
         return stream
 
+    def _learn(self) -> None:
+        """Takes what the first stream was told, which may have to be waited for."""
+        if self._info is None and self._last is not None:
+            try:
+                self._info = self._last.object_info
+            except (S3Exception, ValueError):
+                pass  # it failed, was closed too early, or is the parent's: no byte was read, any version will do
+        self._last = None
+
     def _is_whole(self, start: int | None, end: int | None) -> bool:
         if start:
             return False
         return end is None or (self._info is not None and end >= self._info.size)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectSource, (self._client, S3BucketKeyData(self.bucket, self.key, self._info), self._cache)
+        self._learn()
+        info = None if self._info is None else replace(self._info, version_id=self._version)
+        return ObjectSource, (self._client, S3BucketKeyData(self.bucket, self.key, info), self._cache)

@@ -7,7 +7,8 @@ Folders say where a range of keys may be cut so that about as much lies in each;
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
@@ -123,8 +124,10 @@ class _Lister:
             _NotInOrder: The store does not list in the order of keys.
         """
         whole = PageSelector(self._bucket, self._filter)
-        for selector in self._in_parallel(self._list_range, ranges):
-            whole.add_selector(selector)
+        # Each part is freed once it is added, while others are still listed: rows are not all held twice.
+        with closing(self._in_parallel(self._list_range, ranges)) as parts:
+            for part in parts:
+                whole.add_selector(part)
         return whole
 
     def _find_folders(self, prefix: str, report: Report, stop: threading.Event) -> list[str]:
@@ -154,7 +157,7 @@ class _Lister:
                 break
         return selector
 
-    def _in_parallel(self, call: Callable[[T, Report, threading.Event], R], items: list[T]) -> list[R]:
+    def _in_parallel(self, call: Callable[[T, Report, threading.Event], R], items: list[T]) -> Generator[R, None, None]:
         return call_in_parallel(call, items, self._client.s3client_config.concurrency, self._report)
 
     def _report(self, count: int) -> None:

@@ -57,7 +57,7 @@ class PositionedReader(S3Reader):
         """Exact key of the object."""
         return self._key
 
-    def read(self, size: int | None = None, /) -> bytes:
+    def read(self, size: int | None = None) -> bytes:
         """Reads up to `size` bytes; all of the rest when `size` is None or negative; `b""` at the end."""
         self._check_open()
         if size is not None:
@@ -85,7 +85,7 @@ class PositionedReader(S3Reader):
         self._check_open()
         return self._fetch_some(self._position, _PEEK_SIZE_BYTES)
 
-    def readinto(self, buf: Buffer, /) -> int:
+    def readinto(self, buf: Buffer) -> int:
         """Fills a writable buffer from the position; returns the bytes read, short only at the end of the object.
 
         Raises:

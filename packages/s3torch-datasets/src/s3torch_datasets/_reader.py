@@ -27,7 +27,7 @@ class S3Reader(ABC, BinaryFile):
         """Exact key of the object."""
 
     @abstractmethod
-    def read(self, size: int | None = None, /) -> bytes:
+    def read(self, size: int | None = None) -> bytes:
         """Reads up to `size` bytes; all of the rest when `size` is None or negative; `b""` at the end."""
 
     @abstractmethod
@@ -46,7 +46,7 @@ class S3Reader(ABC, BinaryFile):
         """Returns the position in bytes from the start of the object."""
 
     @abstractmethod
-    def readinto(self, buf: Buffer, /) -> int:
+    def readinto(self, buf: Buffer) -> int:
         """Fills a writable buffer from the position; returns the bytes read, short only at the end of the object."""
 
     def read1(self, size: int = -1, /) -> bytes:

@@ -14,11 +14,20 @@ _BLOCK = tarfile.BLOCKSIZE
 # WebDataset's rule: everything up to the first dot of the last part of the path is the key, the rest names the field.
 _NAME = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 _FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+# Nothing follows their header, whatever size it says: some programs write that of the file that a link is to.
+_EMPTY_TYPES = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+)
 _MAX_HEADER_SIZE_BYTES = 2**20
 
 
 class BrokenArchiveError(S3Exception, ValueError):
-    """A tar shard is truncated, or is no tar archive; the message names the shard and the offset."""
+    """A tar shard is truncated, is no tar archive, or has sparse members; the message names shard and offset."""
 
 
 class ForwardFile(Protocol):
@@ -64,7 +73,8 @@ def iterate_samples(file: ForwardFile, uri: str, offset: int = 0, end: int | Non
         end: Where to stop, when not at the end of the archive.
 
     Raises:
-        BrokenArchiveError: The archive ends early, is no archive, or repeats a member of a sample.
+        BrokenArchiveError: The archive ends early, is no archive, holds a sparse member, or repeats a member of a
+            sample.
     """
     sample: TarSample | None = None
     for member in _members(file, uri, offset, end):
@@ -98,8 +108,12 @@ def _members(file: ForwardFile, uri: str, offset: int, end: int | None) -> Itera
             return
         except tarfile.HeaderError as error:
             raise BrokenArchiveError(f"{uri}: at offset {offset}: not the header of a tar member ({error})") from None
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            raise _sparse_error(uri, offset)
+        length = 0 if info.type in _EMPTY_TYPES else info.size
+        if length < 0:
+            raise BrokenArchiveError(f"{uri}: at offset {offset}: a member of {length} bytes")
         offset += _BLOCK
-        length = info.size
         if info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
             if length > _MAX_HEADER_SIZE_BYTES:
                 raise BrokenArchiveError(f"{uri}: at offset {offset}: an extended header of {length} bytes")
@@ -108,11 +122,14 @@ def _members(file: ForwardFile, uri: str, offset: int, end: int | None) -> Itera
                 name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
             else:
                 records = _pax_records(data, uri, offset)
+                if any(keyword.startswith("GNU.sparse.") for keyword in records):
+                    raise _sparse_error(uri, offset)
                 name = records.get("path", name)
                 size = int(records["size"]) if records.get("size", "").isdecimal() else size
             offset += _padded(length)
             continue
-        length = length if size is None else size
+        if size is not None and info.type not in _EMPTY_TYPES:
+            length = size
         data = _read_padded(file, length, uri, offset)
         offset += _padded(length)
         if info.type in _FILE_TYPES:
@@ -120,6 +137,13 @@ def _members(file: ForwardFile, uri: str, offset: int, end: int | None) -> Itera
         if info.type != tarfile.XGLTYPE and info.type != tarfile.GNUTYPE_LONGLINK:
             name = size = None
             start = offset
+
+
+def _sparse_error(uri: str, offset: int) -> BrokenArchiveError:
+    """https://www.gnu.org/software/tar/manual/html_section/Sparse-Formats.html: the data begins with a map of holes."""
+    return BrokenArchiveError(
+        f"{uri}: at offset {offset}: a sparse member, which cannot be streamed; make the archive without --sparse"
+    )
 
 
 def _read_exactly(file: ForwardFile, size: int, uri: str, offset: int) -> bytes:

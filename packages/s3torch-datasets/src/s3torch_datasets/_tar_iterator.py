@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from s3torch_datasets._dataset import T_co
-from s3torch_datasets._disk_cache import CacheFile
 from s3torch_datasets._errors import SKIP, ErrorHandler
 from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._permutation import mix_number
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._resume import Progress, State
 from s3torch_datasets._tar import TarSample, iterate_samples
+from s3torch_datasets._tar_shard import TarShard
 
 _AHEAD_BYTES = 32 * 2**20
 _MAX_SHARDS_AHEAD = 16
-_ASSUMED_FIRST_BYTES = 8 * 2**20
-_PADDING_BYTES = 64 * 2**10
+_SAMPLES_AT_A_TIME = 64
 
 
 @dataclass(slots=True)
@@ -51,88 +50,10 @@ class TarPosition:
         return {"offset": self.offset, "draws": self.draws, "buffer": [list(origin) for origin in self.origins]}
 
 
-class _KeptFile:
-    """Passes a reader on, and writes what passes to a file of the cache where there is one."""
-
-    def __init__(self, reader: Any, file: CacheFile | None) -> None:
-        self._reader = reader
-        self._file = file
-
-    def read(self, size: int, /) -> bytes:
-        data: bytes = self._reader.read(size)
-        if self._file is not None:
-            self._file.write(data)
-        return data
-
-    def read_to_the_end(self) -> None:
-        """Reads what is behind the archive's end mark, when the file is to be whole."""
-        while self._file is not None and self.read(_PADDING_BYTES):
-            pass
-
-    def discard(self) -> None:
-        """Gives the file up when it is not whole."""
-        if self._file is not None:
-            self._file.discard()
-
-
-class TarShard:
-    """One archive to read.
-
-    Args:
-        row: Its row in the index.
-        source: The object.
-        constructor: Makes its reader.
-    """
-
-    def __init__(self, row: int, source: ObjectSource, constructor: S3ReaderConstructorProtocol) -> None:
-        self.row = row
-        self.uri = source.uri
-        self.first_bytes = min(source.known_size_bytes or _ASSUMED_FIRST_BYTES, _ASSUMED_FIRST_BYTES)
-        self._source = source
-        self._constructor = constructor
-        self._reader: Any = None
-        self._error: Exception | None = None
-
-    def prefetch(self) -> None:
-        """Sends the first request where the reader can; an error is kept for `samples`."""
-        try:
-            reader = self._open()
-            if hasattr(reader, "prefetch"):
-                reader.prefetch()
-        except Exception as error:  # belongs to this shard, not to the one that is read now
-            self._error = error
-
-    def samples(self, offset: int) -> Iterator[TarSample]:
-        """Yields the samples from an offset on."""
-        if self._error is not None:
-            raise self._error
-        reader = self._open()
-        if offset:
-            reader.seek(offset)
-            yield from iterate_samples(reader, self.uri, offset)
-            return
-        kept = _KeptFile(reader, self._source.begin_cache_file())
-        try:
-            yield from iterate_samples(kept, self.uri)
-            kept.read_to_the_end()
-        finally:
-            kept.discard()
-
-    def close(self) -> None:
-        """Stops what is on its way."""
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.close()
-
-    def _open(self) -> Any:
-        if self._reader is None:
-            source = self._source
-            self._reader = self._constructor(source.bucket, source.key, source.get_object_info, source.get_stream)
-        return self._reader
-
-
 class TarIterator(Iterator[T_co], Generic[T_co]):
-    """Makes the samples of one iteration. It goes on after an error that it raised, with the next sample or shard.
+    """Makes the samples of one iteration.
+
+    It goes on after an error that it raised, with the next sample or shard, and after Ctrl-C where it was interrupted.
 
     Args:
         rows: Rows of the shards in the index, from where the iteration stands.
@@ -174,9 +95,10 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         self._coming: deque[TarShard] = deque()
         self._shard: TarShard | None = None
         self._samples: Iterator[TarSample] | None = None
+        self._is_closed = False
 
     def __next__(self) -> T_co:
-        while not self._progress.finished:
+        while not (self._progress.finished or self._is_closed):
             if len(self._buffer) < len(self._position.origins):
                 self._read_buffer_again()
             found = self._next_sample()
@@ -191,7 +113,8 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         raise StopIteration
 
     def close(self) -> None:
-        """Stops what is on its way."""
+        """Stops what is on its way, and the iteration with it."""
+        self._is_closed = True
         if self._shard is not None:
             self._shard.close()
             self._shard = self._samples = None
@@ -246,6 +169,9 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
                 self._end_shard()
                 self._on_error(error, uri)  # where it does not raise, the rest of the shard is left out
                 continue
+            except BaseException:
+                self._open_shard_again()
+                raise
             if sample is None:
                 self._end_shard()
                 continue
@@ -280,19 +206,45 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         self._position.offset = 0
         self._progress.position += 1
 
+    def _open_shard_again(self) -> None:
+        """Lets the shard go on behind its last sample: a generator that was interrupted is over."""
+        assert self._shard is not None
+        self._shard.close()
+        self._coming.appendleft(self._shard)
+        self._shard = self._samples = None
+
     def _read_buffer_again(self) -> None:
-        """Fetches the samples that were in the buffer when the state was saved, their own bytes alone."""
-        sources = [(self._get_source(row), start, end) for row, start, end in self._position.origins]
-        streams = [source.get_stream(start, end) for source, start, end in sources]
+        """Fetches the samples that were in the buffer when the state was saved, their own bytes alone.
+
+        A sample that cannot be had is left out where `on_error` says so.
+        """
+        origins = self._position.origins
+        samples: list[TarSample | None] = []
+        for first in range(0, len(origins), _SAMPLES_AT_A_TIME):  # each may take a connection, or a file of the cache
+            samples += self._read_ranges(origins[first : first + _SAMPLES_AT_A_TIME])
+        kept = [(sample, origin) for sample, origin in zip(samples, origins, strict=True) if sample is not None]
+        self._buffer = [sample for sample, _ in kept]
+        origins[:] = [origin for _, origin in kept]
+
+    def _read_ranges(self, origins: list[tuple[int, int, int]]) -> list[TarSample | None]:
+        sources = [self._get_source(row) for row, _, _ in origins]
+        streams = [source.get_stream(start, end) for source, (_, start, end) in zip(sources, origins, strict=True)]
+        samples: list[TarSample | None] = []
         try:
             for stream in streams:
                 stream.prefetch()
-            for (source, start, end), stream in zip(sources, streams, strict=True):
-                file = io.BytesIO(stream.read_all())
-                self._buffer += iterate_samples(file, source.uri, start, end)
+            for source, stream, (_, start, end) in zip(sources, streams, origins, strict=True):
+                try:
+                    file = io.BytesIO(stream.read_all())
+                    (sample,) = iterate_samples(file, source.uri, start, end)
+                    samples.append(sample)
+                except Exception as error:
+                    self._on_error(error, source.uri)
+                    samples.append(None)
         finally:
             for stream in streams:
                 stream.close()
+        return samples
 
     def __del__(self) -> None:
         if hasattr(self, "_coming"):

@@ -44,12 +44,12 @@ class S3Writer(BinaryFile):
 
     def __init__(self, stream: UploadStream) -> None:
         self.stream = stream
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may abort what it interrupts
         self._pid = os.getpid()
         self._written = 0
         self._closed = False
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: Buffer) -> int:
         """Takes all of a buffer of any type and layout; it may be changed as soon as this returns.
 
         Returns:
@@ -68,14 +68,14 @@ class S3Writer(BinaryFile):
         return written
 
     def close(self) -> None:
-        """Completes the object; a second call does nothing.
+        """Completes the object; a second call does nothing, and one at the same time waits for the first.
 
         Raises:
             S3Exception: The upload failed; the previous object is as it was.
         """
-        if self.closed:
-            return
         if self._pid != os.getpid():
+            if self._closed:
+                return
             self._refuse_in_child("completed")
         with self._lock:
             if self._closed:

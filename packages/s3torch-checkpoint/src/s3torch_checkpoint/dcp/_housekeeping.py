@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from s3core import NoSuchKeyError, S3Client, S3ClientConfig
+from s3core import AccessDeniedError, NoSuchKeyError, S3Client, S3ClientConfig
 
 from .._address import CheckpointAddress
 from .._checks import check_count
@@ -113,7 +114,8 @@ def keep_last(
 
     Raises:
         ValueError: `n` is not a whole number of at least 1.
-        S3Exception: Something could not be read or deleted; call it again.
+        S3Exception: Something could not be read or deleted. Call it again, and `clean` for the data of a checkpoint
+            whose metadata is deleted already.
     """
     check_count("n", n)
     client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
@@ -163,8 +165,9 @@ def clean(
     metadata_keys = [
         key for page in client.list_objects(address.bucket, address.base) for key in page.keys if is_metadata_key(key)
     ]
-    named = _named_keys(client, address.bucket, metadata_keys)
-    orphans = sorted(set(candidates) - named)
+    orphans = sorted(set(candidates) - _named_keys(client, address.bucket, metadata_keys))
+    if orphans:  # the URI may be that of a folder of a checkpoint's
+        orphans = sorted(set(orphans) - _named_keys(client, address.bucket, _metadata_above(client, address)))
     client.delete_objects(address.bucket, orphans)
     return [f"s3://{address.bucket}/{key}" for key in orphans]
 
@@ -199,6 +202,18 @@ def _delete_checkpoint(client: S3Client, address: CheckpointAddress) -> None:
     metadata, _ = read_metadata_object(client, address, METADATA_NAME)
     client.delete_object(address.bucket, address.key(METADATA_NAME))
     client.delete_objects(address.bucket, sorted(address.key(name) for name in data_names(metadata)))
+
+
+def _metadata_above(client: S3Client, address: CheckpointAddress) -> list[str]:
+    """The keys of all metadata in the folders that hold a URI, as far as they may be listed."""
+    base = address.base
+    folders = ["", *(base[: index + 1] for index, char in enumerate(base[:-1]) if char == "/")] if base else []
+    keys: list[str] = []
+    for prefix in (folder + name for folder in folders for name in (METADATA_NAME, "__")):
+        with contextlib.suppress(AccessDeniedError):
+            pages = client.list_objects(address.bucket, prefix, "/")
+            keys += [key for page in pages for key in page.keys if is_metadata_key(key)]
+    return keys
 
 
 def _named_keys(client: S3Client, bucket: str, metadata_keys: Iterable[str]) -> set[str]:

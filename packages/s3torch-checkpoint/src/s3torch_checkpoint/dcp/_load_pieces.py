@@ -19,6 +19,8 @@ from .._tensor_pieces import BlockPiece, PlainPiece
 from ._payload import Payload, payload_of
 from ._sharing import BLOCK_BYTES
 
+_DECODE_BYTES = 2**20
+
 Decode = Callable[[Sequence[str], IO[bytes]], IO[bytes]]
 
 
@@ -82,16 +84,13 @@ class ItemReader:
 
     def _bytes_piece(self, item: ReadItem, info: Any, key: str) -> WholePiece:
         def use(data: memoryview) -> None:
-            stream = self.decode(_descriptors(info), cast("IO[bytes]", io.BytesIO(data)))
-            self.planner.load_bytes(item, stream if isinstance(stream, io.BytesIO) else io.BytesIO(stream.read()))
+            self.planner.load_bytes(item, self._decoded(info, data))
 
         return WholePiece(Want(key, info.offset, info.offset + info.length), use)
 
     def _tensor_piece(self, item: ReadItem, info: Any, key: str) -> WholePiece:
         def use(data: memoryview) -> None:
-            stream = self.decode(_descriptors(info), cast("IO[bytes]", io.BytesIO(data)))
-            seekable = stream if stream.seekable() else io.BytesIO(stream.read())
-            tensor = torch.load(seekable, map_location="cpu", weights_only=True)
+            tensor = torch.load(self._decoded(info, data), map_location="cpu", weights_only=True)
             for dimension, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 if (offset, length) != (0, tensor.size(dimension)):
                     tensor = tensor.narrow(dimension, offset, length)
@@ -141,6 +140,23 @@ class ItemReader:
                 yield PlainPiece(want, part, block_done)
             else:
                 yield BlockPiece(want, block, payload.dtype, part, block_done)
+
+    def _decoded(self, info: Any, data: memoryview) -> io.BytesIO:
+        """The item as it was before its transforms."""
+        stored = io.BytesIO(data)
+        descriptors = _descriptors(info)
+        if not descriptors:
+            return stored
+        stream = self.decode(descriptors, cast("IO[bytes]", stored))
+        decoded = io.BytesIO()
+        while True:
+            position = stored.tell()
+            decoded.write(chunk := stream.read(_DECODE_BYTES))
+            # torch's pyzstd transform gives nothing as long as it has not seen a whole block.
+            if not chunk and stored.tell() == position:
+                break
+        decoded.seek(0)
+        return decoded
 
     def _target(self, item: ReadItem, key: str) -> torch.Tensor:
         target = self.planner.resolve_tensor(item).detach()

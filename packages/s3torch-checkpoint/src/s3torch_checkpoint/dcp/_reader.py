@@ -26,6 +26,7 @@ from .._threads import run_all
 from ._commit import read_metadata_object
 from ._load_pieces import ItemReader, LoadPiece, needed_bytes
 from ._names import METADATA_NAME, is_data_name, is_immutable_name, new_save_id, rank_metadata_name
+from ._portable_errors import portable_errors
 from ._shared_load import load_shared
 from ._sharing import Identity, LoadNote, SharePlan, identity_of, plan_sharing
 from ._writer import is_s3_uri
@@ -83,6 +84,7 @@ class S3StorageReader(StorageReader):
         self._storage_data: Mapping[Any, Any] = {}
         self._metadata_etag: str | None = None
         self._is_shared_metadata = True
+        self._shared_metadata_error: Exception | None = None
         self._etags: dict[str, str | None] = {}
         self._load_id = new_save_id()
 
@@ -111,6 +113,7 @@ class S3StorageReader(StorageReader):
             self._address = CheckpointAddress.parse(checkpoint_id)
         self._storage_data = {}
         self._metadata_etag = None
+        self._shared_metadata_error = None
         self._load_id = new_save_id()
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -130,13 +133,22 @@ class S3StorageReader(StorageReader):
         """
         rank = kwargs.get("rank")
         name = METADATA_NAME if rank is None else rank_metadata_name(rank)
+        if rank is not None and self._shared_metadata_error is not None:
+            raise self._shared_metadata_error
         self._is_shared_metadata = rank is None
+        self._shared_metadata_error = None
         try:
             metadata, self._metadata_etag = read_metadata_object(self._client, self._address, name)
+            if not isinstance(metadata.storage_data, Mapping):
+                raise CorruptCheckpointError(f"{self._address.uri(name)} does not say where its items are stored")
         except NoSuchKeyError as error:
             raise self._absence(name) from error
-        if not isinstance(metadata.storage_data, Mapping):
-            raise CorruptCheckpointError(f"{self._address.uri(name)} does not say where its items are stored")
+        except Exception as error:
+            # `dcp.load` takes any error for a sign that each rank has saved on its own and asks for that next; what
+            # lies there may be another checkpoint than the one that the other ranks load.
+            if rank is None:
+                self._shared_metadata_error = error
+            raise
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         assert metadata.storage_meta is not None
@@ -194,6 +206,7 @@ class S3StorageReader(StorageReader):
                 plan.storage_data = dataclasses.replace(note, share_plan=share_plan)
         return plans
 
+    @portable_errors()
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Load the rank's items.
 

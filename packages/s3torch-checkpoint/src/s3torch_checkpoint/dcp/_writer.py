@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
@@ -25,6 +26,7 @@ from .._threads import run_all
 from .._upload import upload
 from ._commit import commit, delete_quietly, missing_items
 from ._names import METADATA_NAME, data_name, new_save_id, rank_metadata_name
+from ._portable_errors import portable_errors
 from ._prefix_strategies import DefaultPrefixStrategy, S3PrefixStrategyBase
 from ._save_items import FilePlan, deal_items, stored_size, write_item
 
@@ -164,6 +166,7 @@ class S3StorageWriter(StorageWriter):
         """
         return [dataclasses.replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
 
+    @portable_errors()
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the rank's items into several objects at once.
 
@@ -181,6 +184,9 @@ class S3StorageWriter(StorageWriter):
         prefix = self._prefix_strategy.generate_prefix(rank if isinstance(rank, int) else 0)
         files = self._plan_files(plan, prefix)
         total = sum(file.size_hint for file in files)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch.
+            # The threads copy from the device on streams of their own, which do not wait for the caller's.
+            torch.cuda.synchronize()
         try:
             with TransferProgress(f"Saving {self.path}", total, self._progress) as progress:
                 tasks = [partial(self._write_file, file, planner, progress) for file in files]

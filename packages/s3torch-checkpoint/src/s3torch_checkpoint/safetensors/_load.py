@@ -94,7 +94,7 @@ def load_sharded(
         S3Exception: A transfer failed, or a file was replaced meanwhile.
     """
     client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
-    index_uri = uri if uri.endswith(".json") else CheckpointAddress.parse(uri).uri() + "/" + INDEX_NAME
+    index_uri = uri if uri.endswith(".json") else CheckpointAddress.parse(uri).uri(INDEX_NAME)
     bucket, index_key = parse_object_uri(index_uri)
     with client.get_object(bucket, index_key, end=_MAX_INDEX_BYTES) as stream:
         weight_map = parse_index(stream.read_all(), index_uri)
@@ -104,10 +104,10 @@ def load_sharded(
             raise KeyError(f"{index_uri} names no tensor {missing[0]!r}")
         wanted = set(keys)
         weight_map = {name: file for name, file in weight_map.items() if name in wanted}
-    base = index_key.rpartition("/")[0]
+    folder = CheckpointAddress(bucket, index_key[: index_key.rfind("/") + 1])
     names: dict[str, list[str]] = defaultdict(list)
     for name, file_name in weight_map.items():
-        names[f"s3://{bucket}/{base}/{file_name}" if base else f"s3://{bucket}/{file_name}"].append(name)
+        names[folder.uri(file_name)].append(name)
     try:
         files = run_all([partial(_open, client, file_uri) for file_uri in names], _HEADER_THREADS) if names else []
     except NoSuchKeyError as error:

@@ -31,6 +31,7 @@ class safe_open:  # noqa: N801 (the library's name)
         region: AWS region of the bucket; None for the environment's.
         endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
         s3client_config: Settings of the client.
+        progress: Show a progress bar on rank 0 when loading takes longer than a second.
 
     Raises:
         CorruptCheckpointError: It is no valid safetensors file.
@@ -50,11 +51,13 @@ class safe_open:  # noqa: N801 (the library's name)
         region: str | None = None,
         endpoint: str | None = None,
         s3client_config: S3ClientConfig | None = None,
+        progress: bool = True,
     ) -> None:
         if framework not in ("pt", "torch", "pytorch"):
             raise ValueError(f"framework is {framework!r}; only 'pt' is possible")
         self._client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
         self._device = torch.device(device)
+        self._progress = progress
         self._file = open_file(self._client, uri)
 
     def keys(self) -> list[str]:
@@ -82,7 +85,7 @@ class safe_open:  # noqa: N801 (the library's name)
         """
         entries = select(self._file, [name])
         description = f"Loading {name} of {self._file.uri}"
-        return load_tensors(self._client, [(self._file, entries)], self._device, description, True)[name]
+        return load_tensors(self._client, [(self._file, entries)], self._device, description, self._progress)[name]
 
     def get_slice(self, name: str) -> SafeSlice:
         """Open one tensor to load a part of it.
@@ -94,7 +97,7 @@ class safe_open:  # noqa: N801 (the library's name)
             KeyError: There is no such tensor.
         """
         (entry,) = select(self._file, [name])
-        return SafeSlice(self._client, self._file, entry, self._device)
+        return SafeSlice(self._client, self._file, entry, self._device, self._progress)
 
     def __enter__(self) -> Self:
         return self
@@ -113,13 +116,17 @@ class SafeSlice:
         file: The file.
         entry: The tensor.
         device: Where to put what is loaded.
+        progress: Whether to show a progress bar.
     """
 
-    def __init__(self, client: S3Client, file: SafetensorsFile, entry: TensorEntry, device: torch.device) -> None:
+    def __init__(
+        self, client: S3Client, file: SafetensorsFile, entry: TensorEntry, device: torch.device, progress: bool
+    ) -> None:
         self._client = client
         self._file = file
         self._entry = entry
         self._device = device
+        self._progress = progress
 
     def get_shape(self) -> list[int]:
         """The shape of the whole tensor."""
@@ -158,8 +165,8 @@ class SafeSlice:
                 pieces.append(BlockPiece(want, block, self._entry.dtype, part, _nothing))
         etags = {self._file.key: self._file.etag} if self._file.etag is not None else {}
         total = sum(piece.want.end - piece.want.start for piece in pieces)
-        with TransferProgress(f"Loading {self._entry.name} of {self._file.uri}", total, True) as progress:
-            fetch_pieces(self._client, self._file.bucket, pieces, progress, etags=etags)
+        with TransferProgress(f"Loading {self._entry.name} of {self._file.uri}", total, self._progress) as bar:
+            fetch_pieces(self._client, self._file.bucket, pieces, bar, etags=etags)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return covering[

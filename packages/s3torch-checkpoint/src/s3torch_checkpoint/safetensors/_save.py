@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 
@@ -58,7 +60,7 @@ def save_file(
 
 
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:
-    owners: dict[tuple[str, int], str] = {}
+    extents: dict[tuple[str, int], list[tuple[int, int, str]]] = defaultdict(list)
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise ValueError(f"safetensors maps names to tensors, got {name!r}: {type(tensor).__name__}")
@@ -68,23 +70,19 @@ def _check(tensors: Mapping[str, torch.Tensor]) -> None:
             raise ValueError(f"tensor {name!r} is on the meta device and has no values to save")
         if tensor.numel() == 0:
             continue
-        storage = tensor.untyped_storage()
-        other = owners.setdefault((str(tensor.device), storage.data_ptr()), name)
-        if other != name and _overlap(tensor, tensors[other]):
-            raise ValueError(
-                f"tensors {other!r} and {name!r} share memory, which safetensors cannot store; save one of them, or a "
-                "clone()"
-            )
-
-
-def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two views of one storage reach into each other's bytes."""
-    one_start, one_end = _extent(one)
-    other_start, other_end = _extent(other)
-    return one_start < other_end and other_start < one_end
+        extents[str(tensor.device), tensor.untyped_storage().data_ptr()].append((*_extent(tensor), name))
+    for views in extents.values():
+        # Of views in the order of their starts, the first that reaches into another one reaches into the next.
+        for (_, end, name), (start, _, other) in pairwise(sorted(views)):
+            if start < end:
+                raise ValueError(
+                    f"tensors {name!r} and {other!r} share memory, which safetensors cannot store; save one of them, "
+                    "or a clone()"
+                )
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where the bytes of a view begin and end in its storage."""
     last: int = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     start = int(tensor.storage_offset()) * tensor.itemsize
     return start, start + (last + 1) * tensor.itemsize

@@ -1,0 +1,138 @@
+"""Ctrl-C between any two steps of a read: whoever catches it and reads on gets the right bytes."""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import s3core
+from s3core import GetObjectStream, ListObjectStream, S3Client
+from servers import CountingServer
+
+DATA = random.Random(1).randbytes(2 * 2**20 + 17)
+KEYS = [f"{n:02}" for n in range(20)]
+# Behind these, and nowhere else, Python looks whether a signal has come.
+LOOKS = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
+
+
+class Interruption:
+    """Raises KeyboardInterrupt once, the n-th time that Python looks for signals in one module.
+
+    Args:
+        module: The module's name.
+        at: Which time.
+    """
+
+    def __init__(self, module: str, at: int) -> None:
+        self.came = False
+        self._file = f"{s3core.__path__[0]}/{module}.py"
+        self._left = at
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        # Not in the calls with which the test itself looks at a stream.
+        if frame.f_code.co_filename != self._file or frame.f_code.co_name in ("tell", "__iter__"):
+            return None
+        frame.f_trace_opcodes = True
+        names = {instruction.offset: instruction.opname for instruction in dis.get_instructions(frame.f_code)}
+        before = ""
+
+        def step(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal before
+            if event == "opcode":
+                looks, before = before.startswith(LOOKS), names[frame.f_lasti]
+                if looks:
+                    self._left -= 1
+                    if self._left == 0:
+                        self.came = True
+                        raise KeyboardInterrupt
+            return step
+
+        return step
+
+
+@contextmanager
+def interrupted(interruption: Interruption) -> Iterator[None]:
+    before = sys.gettrace()
+    sys.settrace(interruption.trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def each_interruption(module: str) -> Iterator[Interruption]:
+    """One for each time, until the work ends before its turn."""
+    for at in itertools.count(1):
+        interruption = Interruption(module, at)
+        yield interruption
+        if not interruption.came:
+            assert at > 10
+            return
+
+
+def next_chunk(stream: GetObjectStream) -> bytes:
+    return bytes(next(stream, b""))
+
+
+def into_buffer(stream: GetObjectStream) -> bytes:
+    buffer = bytearray(400_001)
+    return bytes(buffer[: stream.read_into(buffer)])
+
+
+def chunk_or_buffer(stream: GetObjectStream) -> bytes:
+    return next_chunk(stream) if stream.tell() % 2 == 0 else into_buffer(stream)
+
+
+def chunk_and_rest(stream: GetObjectStream) -> bytes:
+    return next_chunk(stream) if stream.tell() == 0 else stream.read_all()
+
+
+@pytest.mark.parametrize("read", [next_chunk, into_buffer, chunk_or_buffer, chunk_and_rest])
+def test_the_bytes_after_an_interruption_are_those_at_the_position(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], read: Callable[[GetObjectStream], bytes]
+) -> None:
+    counting_server.put("key", DATA)
+    client = make_client(counting_server)
+    for interruption in each_interruption("_get"):
+        stream = client.get_object(counting_server.bucket, "key")
+        with interrupted(interruption):
+            while True:
+                start = stream.tell()
+                try:
+                    came = read(stream)
+                except KeyboardInterrupt:
+                    continue
+                assert came == DATA[start : start + len(came)]
+                assert stream.tell() == start + len(came)
+                if not came:
+                    break
+        assert stream.tell() == len(DATA)
+        stream.close()
+
+
+def test_no_page_is_left_out_after_an_interruption(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    for key in KEYS:
+        counting_server.put(key, b"")
+    client = make_client(counting_server)
+    for interruption in each_interruption("_list"):
+        listing: ListObjectStream = client.list_objects(counting_server.bucket, max_keys=7)
+        came: list[str] = []
+        with interrupted(interruption):
+            while True:
+                try:
+                    came += next(listing).keys
+                except KeyboardInterrupt:
+                    continue
+                except StopIteration:
+                    break
+        assert came == KEYS

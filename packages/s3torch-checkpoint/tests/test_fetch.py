@@ -1,0 +1,47 @@
+"""Carrying out a fetch plan: once it has raised, nothing is written to the caller's memory any more."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from s3core import S3Client
+from s3torch_checkpoint._fetch import fetch_pieces
+from s3torch_checkpoint._fetch_plan import Want
+from s3torch_checkpoint._progress import TransferProgress
+from servers.counting import CountingServer
+
+MiB = 2**20
+
+
+class BufferPiece:
+    """Bytes for a buffer of its own."""
+
+    def __init__(self, want: Want, error: Exception | None = None) -> None:
+        self.want = want
+        self.memory_bytes = want.end - want.start
+        self.data = bytearray(self.memory_bytes)
+        self._error = error
+
+    def open(self) -> memoryview:
+        return memoryview(self.data)
+
+    def finish(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def test_an_error_ends_the_transfers_before_it_is_raised(
+    options: dict[str, Any], counting_server: CountingServer
+) -> None:
+    counting_server.put("a", b"x" * 4 * MiB)
+    counting_server.fault(operation="GetObject", skip=1, delay_seconds=0.3)
+    first = BufferPiece(Want("a", 0, 2 * MiB), RuntimeError("on purpose"))
+    pieces = [first, BufferPiece(Want("a", 2 * MiB, 4 * MiB))]
+    client = S3Client(options["region"], endpoint=options["endpoint"], s3client_config=options["s3client_config"])
+    with TransferProgress("", None, enabled=False) as progress, pytest.raises(RuntimeError, match="on purpose"):
+        fetch_pieces(client, counting_server.bucket, pieces, progress, window_bytes=2 * MiB)
+    assert bytes(first.data) == b"x" * 2 * MiB
+    assert not [thread for thread in threading.enumerate() if thread.name == "s3torch-checkpoint-load"]
