@@ -19,13 +19,16 @@ MEASURE = """
 import os, sys
 from s3torch_datasets import S3IterableDataset, S3ReaderConstructor
 uri, endpoint, constructor, use = sys.argv[1:]
-(reader,) = S3IterableDataset.from_objects(
-    uri, region="us-east-1", endpoint=endpoint, reader_constructor=eval(f"S3ReaderConstructor.{constructor}")
+small, reader = S3IterableDataset.from_objects(
+    [uri + ".small", uri],
+    region="us-east-1",
+    endpoint=endpoint,
+    reader_constructor=eval(f"S3ReaderConstructor.{constructor}"),
 )
 def peak():
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-reader.read(1)
+small.read()  # the client is there
 before = peak()
 exec(use)
 print(peak() - before)
@@ -37,6 +40,7 @@ print(peak() - before)
     ("constructor", "use", "held_mib"),
     [
         ("range_based()", "reader.seek(0); data = reader.read(); assert len(data) == 100 * 2**20", 100),
+        ("sequential()", "assert len(reader.read(1000)) == 1000", 0),
         ("sequential()", "reader.seek(-1, 2); assert reader.read() == b'x'", 100),
         ("sequential()", "b = bytearray(2**20)\nwhile reader.readinto(b): pass", 100),
         ("streaming(window=16 * 2**20)", "while reader.read(2**20): pass", 16),
@@ -46,6 +50,7 @@ def test_a_reader_holds_no_more_than_it_says(
     counting_server: CountingServer, constructor: str, use: str, held_mib: int
 ) -> None:
     counting_server.put("large", b"x" * (100 * MiB))
+    counting_server.put("large.small", b"x")
     uri = f"s3://{counting_server.bucket}/large"
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, uri, counting_server.endpoint, constructor, use],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
+
 from s3core import S3Exception
 from s3torch_datasets._byte_stream import ByteStream, as_byte_stream, as_bytes_view, object_size_bytes
 from s3torch_datasets._fork_count import ForkCount
@@ -9,6 +12,7 @@ from s3torch_datasets._positioned_reader import PositionedReader
 from s3torch_datasets._protocol import GetObjectInfo, GetStream
 
 _PARALLEL_FROM_BYTES = 2**20
+_MAPPED_FROM_BYTES = 2**20
 
 
 class SequentialS3Reader(PositionedReader):
@@ -27,7 +31,7 @@ class SequentialS3Reader(PositionedReader):
 
     def __init__(self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStream) -> None:
         super().__init__(bucket, key, get_object_info, get_stream)
-        self._held: bytes | bytearray = b""
+        self._held: bytes | bytearray | mmap.mmap = b""
         self._filled = 0
         self._stream: ByteStream | None = None
         self._stream_forks = 0
@@ -104,7 +108,7 @@ class SequentialS3Reader(PositionedReader):
             self._drop_stream()
 
     def _grow(self, stream: ByteStream, end: int | None) -> None:
-        held = self._held = bytearray(self._held) if isinstance(self._held, bytes) else self._held
+        held = self._held = self._held if isinstance(self._held, bytearray) else bytearray(self._held)
         while end is None or self._filled < end:
             try:
                 held += as_bytes_view(next(stream))
@@ -116,8 +120,7 @@ class SequentialS3Reader(PositionedReader):
     def _fill_in_place(self, stream: ByteStream, end: int) -> None:
         assert self._size is not None
         if len(self._held) < self._size:
-            # Untouched pages of a fresh bytearray take no memory, so this grows as it is filled.
-            room = bytearray(self._size)
+            room = _make_room(self._size)
             room[: self._filled] = self._held
             self._held = room
         with memoryview(self._held) as held:
@@ -171,3 +174,15 @@ class SequentialS3Reader(PositionedReader):
         self._drop_stream()
         self._held = b""
         self._filled = 0
+
+
+def _make_room(size: int) -> bytearray | mmap.mmap:
+    """Room for a whole object of which maybe little will be read: a page takes memory when it is written to.
+
+    A `bytearray` of that size would be cleared, and so take all of it at once.
+    """
+    if size < _MAPPED_FROM_BYTES:
+        return bytearray(size)
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # not shared with a forked child
