@@ -156,6 +156,14 @@ def test_map_location_is_passed_on(checkpoint: S3Checkpoint, uri: str) -> None:
     assert checkpoint.load(uri, map_location="meta")["a"].device.type == "meta"
 
 
+def test_torchs_own_default_for_mmap_changes_nothing(checkpoint: S3Checkpoint, uri: str) -> None:
+    config = pytest.importorskip("torch.utils.serialization").config
+    checkpoint.save(some_state(), uri)
+    with config.patch({"load.mmap": True}):
+        assert_same(checkpoint.load(uri), some_state())
+        assert_same(checkpoint.load(uri, weights_only=False), some_state())
+
+
 def test_weights_only_is_the_default(checkpoint: S3Checkpoint, uri: str) -> None:
     checkpoint.save({"path": Path("/")}, uri)
     with pytest.raises(pickle.UnpicklingError):

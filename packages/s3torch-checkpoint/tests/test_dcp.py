@@ -247,6 +247,29 @@ def test_ours_reads_what_torch_wrote(
     assert_same(load(options, root, target), {"model": {"weight": state["model"]["weight"]}})
 
 
+class PrefixedWriter(FileSystemWriter):
+    """Passes prefixes on as s3torchconnector 1.5.0 does, which leaves the writing itself to torch."""
+
+    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
+        plans = super().prepare_global_plan(plans)
+        for plan in plans:
+            plan.storage_data.prefix = f"0000000000/epoch_2/{plan.storage_data.prefix}"
+        return plans
+
+
+def test_ours_reads_what_s3torchconnector_wrote(
+    options: Options, root: str, counting_server: CountingServer, tmp_path: Path
+) -> None:
+    state = random_state()
+    (tmp_path / "0000000000" / "epoch_2").mkdir(parents=True)
+    dcp.save(state, storage_writer=PrefixedWriter(tmp_path, thread_count=2))
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            counting_server.put(f"run/{path.relative_to(tmp_path)}", path.read_bytes())
+    assert "run/0000000000/epoch_2/__0_0.distcp" in set(counting_server.keys())
+    assert_same(load(options, root, blank(state)), state)
+
+
 def test_a_foreign_object_replaced_while_it_is_loaded_is_an_error(
     options: Options, root: str, counting_server: CountingServer, tmp_path: Path
 ) -> None:

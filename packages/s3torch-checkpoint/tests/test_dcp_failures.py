@@ -79,6 +79,17 @@ def test_a_refused_commit_leaves_the_previous_checkpoint(
     assert load(options, root) == 1.0
 
 
+def test_a_commit_whose_answer_is_lost_leaves_a_whole_checkpoint(
+    root: str, counting_server: CountingServer, make_options: Callable[..., Options]
+) -> None:
+    options = make_options(counting_server, max_attempts=1)
+    dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options))
+    counting_server.fault(method="PUT", key="run/.metadata", cut=0)
+    with pytest.raises(CheckpointException, match=r"\.metadata"):
+        dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+    assert load(options, root) == 2.0
+
+
 def test_a_refused_removal_of_the_old_data_does_not_fail_the_save(
     options: Options, root: str, counting_server: CountingServer
 ) -> None:

@@ -79,7 +79,7 @@ def refusing(server: CountingServer) -> str:
 
 @pytest.fixture(scope="module")
 def two_ranks(server: CountingServer, root: str, refusing: str) -> Job:
-    steps: list[tuple[str, ...]] = [("save", f"{root}/{name}", "1") for name in "abcdeh"]
+    steps: list[tuple[str, ...]] = [("save", f"{root}/{name}", "1") for name in "abcdegh"]
     steps += [("save", f"{root}/k0", "1"), ("save", f"{root}/k1", "1")]
     steps += [("load", f"{root}/a", "1"), ("load_part", f"{root}/a", "1")]
     steps += [("save_async", f"{root}/thread", "2", "thread"), ("save_async", f"{root}/process", "3", "process")]
@@ -97,7 +97,7 @@ def four_ranks(server: CountingServer, root: str, two_ranks: Job) -> Job:
     steps: list[tuple[str, ...]] = [("load", f"{root}/b", "1"), ("load_part", f"{root}/c", "1")]
     steps += [("load_replicated", f"{root}/d", "1", "job"), ("load_replicated", f"{root}/e", "1", "node")]
     steps += [("fail_to_load_replicated", f"{root}/a", where) for where in ("finish", "resolve", "commit")]
-    steps += [("save", f"{root}/m", "4")]
+    steps += [("save", f"{root}/m", "4"), ("load_replicated_in_groups", f"{root}/g", "1")]
     return Job(server, 4, steps)
 
 
@@ -169,6 +169,11 @@ def test_a_replicated_load_fetches_once_per_node(four_ranks: Job, server: Counti
     assert 1.9 * stored <= fetched_bytes(server, "e") <= 2.1 * stored
 
 
+def test_groups_of_ranks_load_replicated_each_within_itself(four_ranks: Job, server: CountingServer, root: str) -> None:
+    four_ranks.check(("load_replicated_in_groups", f"{root}/g", "1"))
+    assert fetched_bytes(server, "g") <= 2 * 1.05 * stored_bytes(server, "g")
+
+
 @pytest.mark.parametrize("where", ["finish", "resolve", "commit"])
 def test_an_error_of_one_rank_ends_a_replicated_load_of_all(four_ranks: Job, root: str, where: str) -> None:
     four_ranks.check(("fail_to_load_replicated", f"{root}/a", where))
@@ -190,9 +195,7 @@ def test_an_upload_that_one_rank_cannot_finish_leaves_the_previous_checkpoint(tw
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
-def test_an_async_save_that_is_refused_leaves_the_previous_checkpoint(
-    two_ranks: Job, refusing: str, kind: str
-) -> None:
+def test_an_async_save_that_is_refused_leaves_the_previous_checkpoint(two_ranks: Job, refusing: str, kind: str) -> None:
     two_ranks.check(("be_refused_async", f"{refusing}/r", "2", kind), ("load", f"{refusing}/r", "1"))
 
 

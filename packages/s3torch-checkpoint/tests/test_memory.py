@@ -38,6 +38,11 @@ CASES = {
     "load": ("measure(lambda: S3Checkpoint().load(uri + '/model.pt'))", MODEL_MIB + 250),
     "load in order": ("measure(lambda: S3Checkpoint().load(uri + '/model.pt', weights_only=False))", MODEL_MIB + 250),
     "save": ("state = tensors(torch.ones, 4)\nmeasure(lambda: S3Checkpoint().save(state, uri + '/saved.pt'))", 500),
+    "distributed save": (
+        "state = tensors(torch.ones, 4)\n"
+        "measure(lambda: dcp.save(state, storage_writer=S3StorageWriter(None, uri + '/many')))",
+        500,
+    ),
     "safetensors": (
         "state = tensors(torch.ones, 4)\nsafetensors.save_file(state, uri + '/m')\ndel state\n"
         "measure(lambda: safetensors.load_file(uri + '/m'))",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch_checkpoint._region import cut_region
+from s3torch_checkpoint._region import MAX_SCATTERED_BYTES, cut_region
 
 
 @st.composite
@@ -62,6 +62,15 @@ def test_long_runs_of_columns_are_fetched_without_what_lies_between() -> None:
     assert [(block.start, block.end) for block in blocks] == [
         (row * 4000 + 2000, row * 4000 + 4000) for row in range(4)
     ]
+
+
+def test_scattered_regions_are_cut_where_no_bound_is_given() -> None:
+    rows = 3 * 2**18
+    columns = list(cut_region([rows, 100], [0, 10], [rows, 20], 4))
+    assert max(block.end - block.start for block in columns) <= MAX_SCATTERED_BYTES
+    assert sum(block.element_count for block in columns) == rows * 20
+    (whole,) = cut_region([rows, 100], [0, 0], [rows, 100], 4)
+    assert whole.end == rows * 400
 
 
 def test_a_region_outside_its_tensor_is_refused() -> None:

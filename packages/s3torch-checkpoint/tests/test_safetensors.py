@@ -11,6 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from torch._subclasses import FakeTensorMode
 
 from s3core import NoSuchKeyError, ObjectChangedError
 from s3torch_checkpoint import CorruptCheckpointError, IncompleteCheckpointError
@@ -184,6 +185,8 @@ def test_a_sharded_model_is_loaded(options: Options, root: str, counting_server:
         load_sharded(f"{root}/model.safetensors.index.json", keys=["layer.4"], **options),
         {"layer.4": tensors["layer.4"]},
     )
+    assert_same(load_sharded(root, keys=iter(["layer.4"]), **options), {"layer.4": tensors["layer.4"]})  # type: ignore[arg-type]  # no collection
+    assert_same(load_sharded(root, keys="layer.4", **options), {"layer.4": tensors["layer.4"]})
 
 
 @pytest.mark.parametrize("base", ["", "/", "a//"])
@@ -274,6 +277,13 @@ def test_tensors_that_share_memory_are_refused(options: Options, uri: str) -> No
         save_file({"a": tensor[:2], "b": tensor[3:8], "c": tensor[7:]}, uri, **options)
     save_file({"a": tensor[:5], "b": tensor[5:]}, uri, **options)
     assert load_file(uri, **options)["b"].tolist() == [1.0] * 5
+
+
+def test_a_tensor_without_memory_of_its_own_is_refused(options: Options, uri: str) -> None:
+    with FakeTensorMode():
+        fake = torch.ones(4)
+    with pytest.raises(ValueError, match="'a' is a FakeTensor"):
+        save_file({"a": fake}, uri, **options)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,12 @@ class S3Checkpoint:
             ArchiveReader(self._client, bucket, key, bar) as file,
         ):
             bar.expect(file.size)
-            return torch.load(file, map_location=map_location, weights_only=weights_only)  # type: ignore[arg-type]
+            return torch.load(
+                file,  # type: ignore[arg-type]  # it reads and seeks, and is asked to be IO[bytes]
+                map_location=map_location,
+                weights_only=weights_only,
+                mmap=False,  # torch's own settings can make True the default, which no file on S3 can be
+            )
 
     def exists(self, s3_uri: str) -> bool:
         """Whether there is an object at a URI.

@@ -39,10 +39,15 @@ def storage_buffer(storage: torch.UntypedStorage) -> memoryview:
 
     Returns:
         A writable view of all its bytes.
+
+    Raises:
+        ValueError: It only says that it has memory, as that of a fake tensor does.
     """
     length = storage.nbytes()
     if length == 0:
         return memoryview(bytearray())
+    if not storage.data_ptr():
+        raise ValueError(f"a storage of {length} bytes has no memory behind it")
     array = (ctypes.c_ubyte * length).from_address(storage.data_ptr())
     array._storage = storage  # type: ignore[attr-defined]  # ctypes instances have a __dict__; this one owns the memory
     return memoryview(array).cast("B")

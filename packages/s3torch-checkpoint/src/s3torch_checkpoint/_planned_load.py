@@ -173,7 +173,7 @@ def load_planned(client: S3Client, bucket: str, key: str, map_location: Any, pro
     with _DeferringReader(client, bucket, key, progress) as file:
         progress.expect(file.size)
         try:
-            loaded = torch.load(file, map_location=map_location, weights_only=True)  # type: ignore[arg-type]
+            loaded = torch.load(file, map_location=map_location, weights_only=True, mmap=False)  # type: ignore[arg-type]
         except S3Exception:
             raise
         except Exception as error:

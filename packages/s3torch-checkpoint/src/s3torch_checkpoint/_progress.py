@@ -23,6 +23,8 @@ class TransferProgress:
     def __init__(self, description: str, total_bytes: int | None, enabled: bool) -> None:
         self._lock = threading.Lock()
         self._done_bytes = 0
+        # Where a bar is wanted, `TQDM_DISABLE` has the last word, which it has only when `disable` is not given.
+        choice: dict[str, bool] = {} if enabled and _is_first_rank() else {"disable": True}
         self._bar = tqdm(
             total=total_bytes,
             desc=description,
@@ -31,7 +33,7 @@ class TransferProgress:
             unit_divisor=1024,
             delay=SHOW_AFTER_SECONDS,
             leave=False,
-            disable=not (enabled and _is_first_rank()),
+            **choice,
         )
 
     @property

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 KiB = 2**10
 # A run at least this long is fetched without what lies between it and the next; shorter ones share a request.
 MIN_RUN_BYTES = 512 * KiB
+# A block with other elements between its own passes through a buffer, which this bounds.
+MAX_SCATTERED_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def cut_region(
         lengths: Shape of the region.
         itemsize: Bytes of one element.
         max_block_bytes: The longest block, as far as single elements allow; None for no bound where the bytes of the
-            region lie in one run.
+            region lie in one run, and `MAX_SCATTERED_BYTES` elsewhere.
         min_run_bytes: Length from which the runs of a scattered region are blocks of their own.
 
     Yields:
@@ -97,7 +99,10 @@ class _Cutter:
     def cut(self, offsets: list[int], lengths: list[int], first: int) -> Iterator[Block]:
         span = self._span(lengths)
         is_dense = span == math.prod(lengths)
-        too_long = self.max_block_bytes is not None and span * self.itemsize > self.max_block_bytes
+        limit = self.max_block_bytes
+        if limit is None and not is_dense:
+            limit = MAX_SCATTERED_BYTES
+        too_long = limit is not None and span * self.itemsize > limit
         apart = not is_dense and self._run(lengths) * self.itemsize >= self.min_run_bytes
         dimension = next((index for index, length in enumerate(lengths) if length > 1), None)
         if dimension is None or not (too_long or apart):
@@ -106,9 +111,9 @@ class _Cutter:
             return
         stride = self.strides[dimension]
         count = 1
-        if not apart and self.max_block_bytes is not None:
+        if not apart and limit is not None:
             inner = self._span([1 if index == dimension else length for index, length in enumerate(lengths)])
-            count = max(1, 1 + (self.max_block_bytes // self.itemsize - inner) // stride)
+            count = max(1, 1 + (limit // self.itemsize - inner) // stride)
         for begin in range(0, lengths[dimension], count):
             rows = min(count, lengths[dimension] - begin)
             part_offsets = list(offsets)

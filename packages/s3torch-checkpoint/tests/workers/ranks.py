@@ -133,6 +133,18 @@ def load_replicated(uri: str, seed: str, scope: str) -> None:
     assert state["step"] == int(seed)
 
 
+def load_replicated_in_groups(uri: str, seed: str) -> None:
+    """Two groups load at the same time, and the ranks of each need different parts."""
+    half = dist.get_world_size() // 2
+    groups = [dist.new_group(list(range(half))), dist.new_group(list(range(half, 2 * half)))]
+    group = groups[dist.get_rank() // half]
+    names = ("large", "plain") if dist.get_rank(group) == 0 else ("everywhere", "large", "rows")
+    state: dict[str, Any] = {"model": {name: torch.zeros_like(full(name, 0)) for name in names}, "step": -1}
+    reader = S3StorageReader(None, uri, replicated=True, process_group=group)
+    dcp.load(state, storage_reader=reader, process_group=group)
+    check(state, int(seed))
+
+
 class FailingSavePlanner(DefaultSavePlanner):
     """Raises on the last rank, in the middle of writing."""
 

@@ -24,6 +24,35 @@ _DECODE_BYTES = 2**20
 Decode = Callable[[Sequence[str], IO[bytes]], IO[bytes]]
 
 
+class _MemoryFile(io.RawIOBase):
+    """A file over memory that stays where it is; `io.BytesIO` would copy it."""
+
+    def __init__(self, data: memoryview) -> None:
+        super().__init__()
+        self._data = data
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        part = self._data[self._position :][: len(view)]
+        view[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+
 class WholePiece:
     """A whole stored item: a pickled object, or a tensor of which only the stored form is known."""
 
@@ -84,13 +113,14 @@ class ItemReader:
 
     def _bytes_piece(self, item: ReadItem, info: Any, key: str) -> WholePiece:
         def use(data: memoryview) -> None:
-            self.planner.load_bytes(item, self._decoded(info, data))
+            stream = self._decoded(info, data)
+            self.planner.load_bytes(item, stream if isinstance(stream, io.BytesIO) else io.BytesIO(data))
 
         return WholePiece(Want(key, info.offset, info.offset + info.length), use)
 
     def _tensor_piece(self, item: ReadItem, info: Any, key: str) -> WholePiece:
         def use(data: memoryview) -> None:
-            tensor = torch.load(self._decoded(info, data), map_location="cpu", weights_only=True)
+            tensor = torch.load(self._decoded(info, data), map_location="cpu", weights_only=True)  # type: ignore[arg-type]
             for dimension, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 if (offset, length) != (0, tensor.size(dimension)):
                     tensor = tensor.narrow(dimension, offset, length)
@@ -141,9 +171,9 @@ class ItemReader:
             else:
                 yield BlockPiece(want, block, payload.dtype, part, block_done)
 
-    def _decoded(self, info: Any, data: memoryview) -> io.BytesIO:
+    def _decoded(self, info: Any, data: memoryview) -> io.BytesIO | _MemoryFile:
         """The item as it was before its transforms."""
-        stored = io.BytesIO(data)
+        stored = _MemoryFile(data)
         descriptors = _descriptors(info)
         if not descriptors:
             return stored

@@ -99,10 +99,10 @@ def load_sharded(
     with client.get_object(bucket, index_key, end=_MAX_INDEX_BYTES) as stream:
         weight_map = parse_index(stream.read_all(), index_uri)
     if keys is not None:
-        missing = [name for name in keys if name not in weight_map]
+        wanted = {keys} if isinstance(keys, str) else set(keys)
+        missing = sorted(wanted - weight_map.keys())
         if missing:
             raise KeyError(f"{index_uri} names no tensor {missing[0]!r}")
-        wanted = set(keys)
         weight_map = {name: file for name, file in weight_map.items() if name in wanted}
     folder = CheckpointAddress(bucket, index_key[: index_key.rfind("/") + 1])
     names: dict[str, list[str]] = defaultdict(list)

@@ -41,7 +41,7 @@ def save_file(
         progress: Show a progress bar on rank 0 when it takes longer than a second.
 
     Raises:
-        ValueError: A tensor is sparse, shares memory, or has a dtype that the format does not know.
+        ValueError: A tensor is sparse, distributed, shares memory, or has a dtype that the format does not know.
         S3Exception: It could not be written; what was at this URI before is still there.
     """
     bucket, key = parse_object_uri(uri)
@@ -64,6 +64,11 @@ def _check(tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise ValueError(f"safetensors maps names to tensors, got {name!r}: {type(tensor).__name__}")
+        if type(tensor).__torch_dispatch__ != torch.Tensor.__torch_dispatch__:
+            raise ValueError(
+                f"tensor {name!r} is a {type(tensor).__name__}, which has no memory of its own; save a plain tensor of "
+                "its values, such as a DTensor's full_tensor()"
+            )
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise ValueError(f"tensor {name!r} is sparse or quantised, which safetensors cannot store; make it dense")
         if tensor.device.type == "meta":
