@@ -152,7 +152,7 @@ def test_processes_of_the_other_start_methods_transfer_while_four_threads_of_the
         f"""
         import multiprocessing
         def work(n):
-            while not over.is_set():
+            while not over.wait(0.2):
                 try:
                     check(client, f"thread{{n}}")
                 except BaseException as error:
