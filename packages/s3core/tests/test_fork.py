@@ -37,7 +37,7 @@ def check(client, name="own"):
 def in_child(call, *arguments):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(40)  # a child that hangs is a finding
+        signal.alarm(120)  # a child that hangs is a finding
         try:
             call(*arguments)
         except BaseException:
@@ -78,7 +78,7 @@ def run(server: S3Server, run_program: Callable[..., str]) -> Callable[..., str]
         if "# the parent sends nothing before" in source:
             prepare = ""
             _put_odd(server, bucket)
-        return run_program(preamble + prepare + source, server, bucket, part_size=5 * MiB)
+        return run_program(preamble + prepare + source, server, bucket, timeout=280, part_size=5 * MiB)
 
     return run
 
@@ -141,6 +141,45 @@ def test_fifty_children_transfer_while_four_threads_of_the_parent_do(run: Callab
         assert not failures
         """
     )
+
+
+# A process that is spawned inherits nothing; fifty of them take minutes on a busy machine, and showed nothing more.
+@pytest.mark.parametrize(("method", "count"), [("forkserver", 50), ("spawn", 12)])
+def test_processes_of_the_other_start_methods_transfer_while_four_threads_of_the_parent_do(
+    run: Callable[..., str], method: str, count: int
+) -> None:
+    output = run(
+        f"""
+        import multiprocessing
+        def work(n):
+            while not over.wait(0.2):
+                try:
+                    check(client, f"thread{{n}}")
+                except BaseException as error:
+                    failures.append(error)
+                    raise
+        if __name__ == "__main__":
+            client, over, failures = make_client(), threading.Event(), []
+            threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+            for thread in threads:
+                thread.start()
+            context = multiprocessing.get_context({method!r})
+            context.set_forkserver_preload(["s3core"])
+            processes = [context.Process(target=check, args=(client, f"child{{n}}")) for n in range({count})]
+            for n, process in enumerate(processes):
+                process.start()
+                if n >= 3:
+                    processes[n - 3].join()
+            for process in processes:
+                process.join()
+            over.set()
+            for thread in threads:
+                thread.join()
+            assert not failures
+            print(sum(process.exitcode == 0 for process in processes))
+        """
+    )
+    assert output == f"{count}\n"
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

@@ -195,7 +195,7 @@ class S3Client:
         )
 
     def copy_object(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:
-        """Copy an object inside the store; in parts above 5 GiB.
+        """Copy an object inside the store, with its metadata; in parts above 5 GiB, then without its tags.
 
         Args:
             source_bucket: Bucket to copy from.
