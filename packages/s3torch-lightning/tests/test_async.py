@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -98,6 +99,17 @@ def test_tensors_that_share_memory_share_it_in_the_checkpoint(
         assert torch.equal(loaded[name], value)
         assert (loaded[name].dtype, loaded[name].stride()) == (value.dtype, value.stride())
     assert isinstance(loaded["parameter"], torch.nn.Parameter)
+
+
+def test_tensors_that_begin_at_one_address_and_end_apart_are_saved_whole(
+    plugin: S3AsyncCheckpoint, run_uri: str
+) -> None:
+    array = numpy.arange(64.0)
+    checkpoint = {f"to {end}": torch.from_numpy(array[:end]) for end in (2, 64, 8)}
+    plugin.save_checkpoint(checkpoint, f"{run_uri}/a.ckpt")
+    loaded = plugin.load_checkpoint(f"{run_uri}/a.ckpt")
+    for name, value in checkpoint.items():
+        assert torch.equal(loaded[name], value), name
 
 
 def test_a_save_beyond_the_bound_waits_for_room(
