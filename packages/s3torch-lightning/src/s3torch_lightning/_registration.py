@@ -40,5 +40,16 @@ def register_filesystem(*, replace: bool = False) -> bool:
     return True
 
 
+def forget_listings(uri: str) -> None:
+    """Tell another filesystem of `s3://` that an object has changed behind its back: s3fs remembers what it has listed.
+
+    Args:
+        uri: `s3://bucket/key`.
+    """
+    # fsspec makes an instance for each thread and keeps it; that of a `ModelCheckpoint` is among them.
+    for filesystem in list(getattr(registry.get("s3"), "_cache", {}).values()):
+        filesystem.invalidate_cache(uri)
+
+
 def _is_s3fs_installed() -> bool:
     return importlib.util.find_spec("s3fs") is not None
