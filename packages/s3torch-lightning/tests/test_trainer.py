@@ -338,6 +338,19 @@ def test_a_link_to_the_last_checkpoint_is_refused_by_lightning(
         make_trainer(simple, {"dirpath": run_uri, "save_last": "link"}).fit(model_class())
 
 
+@pytest.mark.parametrize("where", ["dirpath", "default_root_dir"])
+def test_a_path_object_ends_the_training_before_it_begins_and_leaves_no_local_folder(
+    model_class: type, make_trainer: Any, simple: Any, run_uri: str, tmp_path: Path, where: str
+) -> None:
+    checkpoints = {"dirpath": Path(run_uri)} if where == "dirpath" else {}
+    others = {} if where == "dirpath" else {"default_root_dir": Path(run_uri)}
+    model = model_class()
+    with pytest.raises(TypeError, match=f"pass that as a str, which leads to '{run_uri}"):
+        make_trainer(simple, checkpoints, **others).fit(model)
+    assert same(weights(model), weights(model_class()))
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_wrong_bucket_ends_the_training_before_it_begins(
     model_class: type, make_trainer: Any, plugin: Any, server: CountingServer
 ) -> None:
@@ -392,6 +405,7 @@ def test_a_stock_sharded_strategy_refuses_s3_and_writes_no_local_folder(
         lambda: trainers.ModelParallelStrategy().load_checkpoint(f"{run_uri}/a.ckpt"),
         lambda: trainers.FSDPStrategy().save_checkpoint({}, filepath=Path(f"{run_uri}/a.ckpt")),
         lambda: trainers.FSDPStrategy().load_checkpoint(checkpoint_path=f"{run_uri}/a.ckpt"),
+        lambda: trainers.ModelParallelStrategy().save_checkpoint({}, Path(f"{run_uri}/a.ckpt").absolute()),
         lambda: fabrics.ModelParallelStrategy(lambda module, mesh: module).save_checkpoint(f"{run_uri}/a.ckpt", {}),
         lambda: fabrics.FSDPStrategy().load_checkpoint(path=f"{run_uri}/a.ckpt", state={}),
     ]

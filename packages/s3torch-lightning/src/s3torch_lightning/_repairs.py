@@ -1,4 +1,4 @@
-"""Three places where Lightning itself loses an S3 path, mended as soon as anything of this package serves one.
+"""Four places where Lightning itself loses an S3 path, mended as soon as anything of this package serves one.
 
 All are methods without a seam, so that they are wrapped where they are; a path on a local disk goes through unchanged.
 
@@ -7,7 +7,9 @@ All are methods without a seam, so that they are wrapped where they are; a path 
    `ckpt_path="last"` finds nothing on S3, and the Trainer starts again from nothing.
 2. `ModelCheckpoint` asks the filesystem which names are taken. One that is not ours, such as s3fs, knows nothing of an
    upload in the background, whose name would be used again, and its checkpoint overwritten.
-3. The stock sharded strategies bypass the plugin and wrap the path in `Path`: they write to a local folder named `s3:`.
+3. `ModelCheckpoint` takes a `Path("s3://…")` for a local folder named `s3:`, and the first save, after hours perhaps,
+   would be the first to say so.
+4. The stock sharded strategies bypass the plugin and wrap the path in `Path`: they write to a local folder named `s3:`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ def repair_imported() -> None:
             model_checkpoint = library.trainer_module("callbacks").ModelCheckpoint
             _wrap(model_checkpoint, "_find_last_checkpoints", _finding_last_on_s3)
             _wrap(model_checkpoint, "file_exists", _counting_uploads)
+            _wrap(model_checkpoint, "setup", _refusing_collapsed)
             _guard(library.trainer_module("strategies"))
         if library.fabric in sys.modules:
             _guard(library.fabric_module("strategies"))
@@ -108,6 +111,19 @@ def _counting_uploads(original: Callable[..., bool]) -> Callable[..., bool]:
             self._fs = filesystem
 
     return file_exists
+
+
+def _refusing_collapsed(original: Callable[..., None]) -> Callable[..., None]:
+    def setup(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        meant = meant_uri(self.dirpath)
+        if meant is not None and meant != self.dirpath:
+            raise TypeError(
+                f"ModelCheckpoint would save to the local folder {str(self.dirpath)!r}: a Path took one of the slashes "
+                f"of its dirpath or of default_root_dir; pass that as a str, which leads to {meant!r}"
+            )
+
+    return setup
 
 
 def _refusing_s3(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
