@@ -347,7 +347,7 @@ plugin.save_checkpoint({"epoch": 2, "weight": torch.zeros(2**20, dtype=torch.uin
 
 def test_a_program_that_ends_without_teardown_waits_for_its_uploads(server: CountingServer, run_uri: str) -> None:
     command = [sys.executable, "-c", PROGRAM, f"{run_uri}/a.ckpt"]
-    subprocess.run(command, env=os.environ | server.environment(), check=True, timeout=120)
+    subprocess.run(command, env=os.environ | server.environment(), check=True, timeout=280)
     assert server.keys() == ["run/a.ckpt"]
 
 

@@ -260,7 +260,7 @@ def test_bad_settings_are_refused_when_the_plugin_is_made() -> None:
 def in_fresh_interpreter(program: str) -> subprocess.CompletedProcess[str]:
     paths = [path for path in sys.path if path]
     program = f"import sys; sys.path[:0] = {paths!r}\n{program}"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280, check=False)
 
 
 HIDE = """
