@@ -23,7 +23,7 @@ def run_demo(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "COLUMNS": "100"} | environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
         check=False,
     )
 

@@ -76,7 +76,7 @@ def test_the_quickstart_runs(moto_server: S3Server, bucket: str) -> None:
         env=os.environ | moto_server.environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

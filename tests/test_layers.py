@@ -103,7 +103,7 @@ def after_import(statement: str) -> dict[str, list[str]]:
     paths = [str(package.folder / "src") for package in PACKAGES]
     # Neither -P nor PYTHONPATH alone finds the packages both where they are installed and where they are not.
     bootstrap = f"import sys; sys.path[:0] = {paths!r}\n{program}"
-    done = subprocess.run([sys.executable, "-c", bootstrap], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", bootstrap], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, list[str]] = json.loads(done.stdout)
     return found

@@ -58,6 +58,14 @@ def test_the_lowest_torch_of_the_tests_is_the_one_the_packages_promise() -> None
     assert f"torch=={floor}.*" in lowest["constraints"].split()
 
 
+def test_the_lowest_lightning_of_the_tests_is_the_one_the_package_promises() -> None:
+    included = load("ci")["jobs"]["torch"]["strategy"]["matrix"]["include"]
+    constraints = next(entry for entry in included if entry["torch"] == "lowest")["constraints"].split()
+    project = tomllib.loads((ROOT / "packages/s3torch-lightning/pyproject.toml").read_text())["project"]
+    for name, (requirement,) in project["optional-dependencies"].items():
+        assert requirement.replace(">=", "==") + ".*" in constraints, name
+
+
 def test_the_commands_of_the_workflows_exist() -> None:
     environments = tomllib.loads((ROOT / "hatch.toml").read_text())["envs"]
     for path in WORKFLOWS:

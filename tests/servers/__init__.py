@@ -3,6 +3,7 @@
 from servers._ceph import is_ceph_installed, start_ceph
 from servers._local import start_local_server
 from servers._moto import start_moto
+from servers._ports import free_ports
 from servers._seaweedfs import is_seaweedfs_installed, start_seaweedfs
 from servers._server import S3Server
 from servers._supervised import ServerStartError, SupervisedProcess
@@ -24,4 +25,5 @@ __all__ = [
     "ServerStartError",
     # for a server of another kind
     "SupervisedProcess",
+    "free_ports",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from servers._server import S3Server
 from servers._supervised import SupervisedProcess
 
-_START_TIMEOUT_SECONDS = 60
+_START_TIMEOUT_SECONDS = 120
 
 
 def start_moto() -> S3Server:

@@ -15,7 +15,7 @@ from servers._supervised import ServerStartError, SupervisedProcess
 from servers._tls import write_certificate
 
 _ACCESS_KEY, _SECRET_KEY = "seaweed-access-key", "seaweed-secret-key"
-_START_TIMEOUT_SECONDS = 60
+_START_TIMEOUT_SECONDS = 90
 _START_ATTEMPTS = 3
 _GRPC_OFFSET = 10_000
 

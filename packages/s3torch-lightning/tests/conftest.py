@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from s3core import S3ClientConfig
-from servers import CountingServer, S3Server
+from servers import CountingServer, S3Server, free_ports
 
 HERE = Path(__file__).parent
 
@@ -134,11 +134,12 @@ def make_trainer(pl: ModuleType) -> Callable[..., Any]:
 def run_program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a program of this folder against a server, in an empty folder."""
 
-    def run(name: str, server: S3Server, arguments: Sequence[str] = (), timeout: float = 150) -> Any:
+    def run(name: str, server: S3Server, arguments: Sequence[str] = (), timeout: float = 280) -> Any:
         return subprocess.run(
             [sys.executable, str(HERE / "programs" / name), *arguments],
             cwd=tmp_path,
-            env=os.environ | server.environment() | {"OMP_NUM_THREADS": "1"},
+            # Lightning takes a port of those that the kernel hands out, which another process may get before its use.
+            env=os.environ | server.environment() | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(*free_ports(1))},
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -229,7 +229,7 @@ def test_an_option_of_s3fs_is_refused_by_name() -> None:
 def in_fresh_interpreter(program: str, *paths: Path) -> str:
     search = [*map(str, paths), *(path for path in sys.path if path)]
     program = f"import sys; sys.path[:0] = {search!r}\nimport fsspec\n{program}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -69,7 +69,7 @@ def test_a_path_object_that_spells_the_uri_will_do(plugin: S3LightningCheckpoint
     plugin.remove_checkpoint(SpelledPath(f"{run_uri}/a.ckpt"))
 
 
-@pytest.mark.parametrize("path", [Path("s3://bucket/a.ckpt"), PurePosixPath("s3://bucket/a.ckpt"), "s3:/bucket/a.ckpt"])
+@pytest.mark.parametrize("path", [PurePosixPath("s3://bucket/a.ckpt"), "s3:/bucket/a.ckpt", "/home/s3:/bucket/a.ckpt"])
 def test_a_path_that_lost_a_slash_is_refused_with_the_uri_it_meant(plugin: S3LightningCheckpoint, path: Any) -> None:
     for call in (lambda: plugin.save_checkpoint({}, path), lambda: plugin.load_checkpoint(path)):
         with pytest.raises(TypeError, match=r"pass the str 's3://bucket/a\.ckpt'"):
@@ -129,6 +129,12 @@ def test_storage_options_of_another_type_are_refused(
 ) -> None:
     with pytest.raises(TypeError, match="mapping"):
         plugin.save_checkpoint(content(), f"{run_uri}/a.ckpt", storage_options=storage_options)
+
+
+@pytest.mark.parametrize("kind", [S3LightningCheckpoint, S3AsyncCheckpoint])
+def test_metadata_that_is_no_text_is_refused_at_once(kind: type, options: dict[str, Any], run_uri: str) -> None:
+    with pytest.raises(TypeError, match="'epoch': 3"):
+        kind(**options).save_checkpoint(content(), f"{run_uri}/a.ckpt", {"metadata": {"epoch": 3}})
 
 
 def test_an_option_of_a_bad_value_is_refused(plugin: S3LightningCheckpoint, run_uri: str) -> None:
@@ -254,7 +260,7 @@ def test_bad_settings_are_refused_when_the_plugin_is_made() -> None:
 def in_fresh_interpreter(program: str) -> subprocess.CompletedProcess[str]:
     paths = [path for path in sys.path if path]
     program = f"import sys; sys.path[:0] = {paths!r}\n{program}"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280, check=False)
 
 
 HIDE = """

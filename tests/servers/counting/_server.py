@@ -25,7 +25,7 @@ from servers.counting._settings import Settings
 from servers.counting._site import Shape
 from servers.counting._store import Store, StoredObject, Upload
 
-_START_TIMEOUT_SECONDS = 60
+_START_TIMEOUT_SECONDS = 120
 _WAIT_SECONDS = 0.005
 _SHARED_MEMORY = Path("/dev/shm")
 _SHARED_MEMORY_NEEDED_BYTES = 4 * 2**30
@@ -132,7 +132,7 @@ class CountingServer(S3Server):
                     total[name] = total.get(name, 0) + value
         return total
 
-    def wait_for_requests(self, count: int, timeout_seconds: float = 60, **attributes: Any) -> list[RecordedRequest]:
+    def wait_for_requests(self, count: int, timeout_seconds: float = 120, **attributes: Any) -> list[RecordedRequest]:
         """Return once `count` requests of these attributes have arrived, such as `operation="GetObject"`.
 
         Raises:

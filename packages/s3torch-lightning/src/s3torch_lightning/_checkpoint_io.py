@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from ._files import FirstErrorFile
 from ._library import find_library, imported_libraries
 from ._options import SaveOptions
 from ._paths import checkpoint_uri
-from ._registration import register_filesystem
+from ._registration import forget_listings, register_filesystem
 from ._repairs import repair_imported
 from ._settings import S3Settings, use_settings
 
@@ -148,11 +149,19 @@ class S3LightningCheckpoint(CheckpointIO):
 
     def _write(self, checkpoint: Any, uri: str, options: SaveOptions, progress: bool) -> None:
         settings = options.apply(self._settings)
-        if options.metadata is None:
-            settings.checkpoint.save(checkpoint, uri, progress=progress)
-            return
+        try:
+            if options.metadata is None:
+                settings.checkpoint.save(checkpoint, uri, progress=progress)
+            else:
+                self._write_with_metadata(checkpoint, uri, settings, options.metadata)
+        finally:
+            forget_listings(uri)
+
+    def _write_with_metadata(
+        self, checkpoint: Any, uri: str, settings: S3Settings, metadata: Mapping[str, str]
+    ) -> None:
         bucket, key = parse_s3_uri(uri)
-        with S3Writer(settings.client.put_object(bucket, key, metadata=options.metadata)) as writer:
+        with S3Writer(settings.client.put_object(bucket, key, metadata=metadata)) as writer:
             file = FirstErrorFile(writer)
             try:
                 torch.save(checkpoint, file)  # type: ignore[arg-type]  # it needs `write` and `flush`
@@ -163,8 +172,11 @@ class S3LightningCheckpoint(CheckpointIO):
 
     def _remove(self, uri: str) -> None:
         bucket, key = parse_s3_uri(uri)
-        if not key.endswith("/"):
-            self._settings.client.delete_object(bucket, key)
+        try:
+            if not key.endswith("/"):
+                self._settings.client.delete_object(bucket, key)
+        finally:
+            forget_listings(uri)
         self._remove_below(uri)
 
     def remove_shards(self, path: Any) -> None:
@@ -182,11 +194,14 @@ class S3LightningCheckpoint(CheckpointIO):
         # Without its metadata a sharded checkpoint is none any more: it goes first, so that no half of one looks whole.
         below = [name for page in client.list_objects(bucket, folder) for name in page.keys]
         metadata = [name for name in below if name == folder + _METADATA_NAME]
-        if metadata:
-            client.delete_object(bucket, metadata[0])
         rest = [name for name in below if name not in metadata]
-        if rest:
-            client.delete_objects(bucket, rest)
+        try:
+            if metadata:
+                client.delete_object(bucket, metadata[0])
+            if rest:
+                client.delete_objects(bucket, rest)
+        finally:
+            forget_listings(f"{uri.rstrip('/')}/{_METADATA_NAME}")
         logger.debug("removed %s", uri)
 
     def _install(self) -> None:

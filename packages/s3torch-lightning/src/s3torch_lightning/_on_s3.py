@@ -17,6 +17,7 @@ from s3core import S3ClientConfig, parse_s3_uri
 
 from ._checkpoint_io import S3LightningCheckpoint
 from ._paths import checkpoint_uri, meant_uri
+from ._registration import forget_listings
 from ._repairs import repair_imported
 from ._settings import S3Settings, current_settings
 from ._sharded import ShardedCheckpoint
@@ -156,6 +157,7 @@ class OnS3:
         with stream, open(path, "rb", buffering=0) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 stream.write(chunk)
+        forget_listings(uri)
 
     def _raise_first(self, error: Exception | None) -> None:
         """Raise on all ranks what any of them has met."""

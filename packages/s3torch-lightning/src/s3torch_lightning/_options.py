@@ -58,6 +58,9 @@ class SaveOptions:
             raise TypeError(
                 f"storage_options['metadata'] is a {type(metadata).__name__}; it must be a mapping of texts"
             )
+        for name, value in (metadata or {}).items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise TypeError(f"storage_options['metadata'] has {name!r}: {value!r}; both must be texts")
         config = {name: value for name, value in storage_options.items() if name in _OF_THE_CONFIG}
         return cls(config, metadata)
 

@@ -7,8 +7,9 @@ import re
 
 from s3core import parse_s3_uri
 
-# `Path("s3://bucket/key")` and `os.path.normpath` both collapse the two slashes to one.
-_COLLAPSED = re.compile(r"s3:/(?=[^/])")
+# `Path("s3://bucket/key")` and `os.path.normpath` both collapse the two slashes to one, and what then takes it for a
+# relative path may put the working directory before it.
+_COLLAPSED = re.compile(r"(?:.*?/)??s3:/(?=[^/])", re.DOTALL)
 
 
 def checkpoint_uri(path: object) -> str:
@@ -32,7 +33,7 @@ def checkpoint_uri(path: object) -> str:
     if not isinstance(uri, str) or not uri.startswith("s3://"):
         meant = meant_uri(path)
         remedy = (
-            f"{type(path).__name__} took one of its slashes, so pass the str {meant!r}"
+            f"a Path took one of its slashes, so pass the str {meant!r}"
             if meant is not None
             else "to save to a local disk, leave the S3 plugin out"
         )
@@ -45,6 +46,8 @@ def checkpoint_uri(path: object) -> str:
 
 def meant_uri(path: object) -> str | None:
     """Read a path that may have gone through `pathlib`, which makes `s3:/bucket/key` of `s3://bucket/key`.
+
+    A path in a local folder named `s3:` is taken for one too: nobody has such a folder who does not lack a slash.
 
     Args:
         path: Any path.
@@ -59,4 +62,5 @@ def meant_uri(path: object) -> str | None:
         return None
     if text.startswith("s3://"):
         return text
-    return _COLLAPSED.sub("s3://", text, count=1) if _COLLAPSED.match(text) else None
+    collapsed = _COLLAPSED.match(text)
+    return None if collapsed is None or "://" in text else "s3://" + text[collapsed.end() :]

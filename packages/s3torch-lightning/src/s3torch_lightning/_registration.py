@@ -26,7 +26,7 @@ def register_filesystem(*, replace: bool = False) -> bool:
     Returns:
         Whether `s3://` is served by this package from now on.
     """
-    registered = registry.get("s3")
+    registered = _registered()
     known = known_implementations.get("s3", {}).get("class", _S3FS)
     if f"{getattr(registered, '__module__', '')}.{getattr(registered, '__qualname__', '')}" == _OURS:
         return True
@@ -38,6 +38,25 @@ def register_filesystem(*, replace: bool = False) -> bool:
 
         register_implementation("s3", S3FileSystem, clobber=True)
     return True
+
+
+def forget_listings(uri: str) -> None:
+    """Tell another filesystem of `s3://` that an object has changed behind its back: s3fs remembers what it has listed.
+
+    Args:
+        uri: `s3://bucket/key`.
+    """
+    # fsspec makes an instance for each thread and keeps it; that of a `ModelCheckpoint` is among them.
+    for filesystem in list(getattr(_registered(), "_cache", {}).values()):
+        filesystem.invalidate_cache(uri)
+
+
+def _registered() -> type | None:
+    # Before fsspec 2023.1 the registry is a dict whose own `get` finds nothing.
+    if "s3" not in registry:
+        return None
+    served_by: type = registry["s3"]
+    return served_by
 
 
 def _is_s3fs_installed() -> bool:

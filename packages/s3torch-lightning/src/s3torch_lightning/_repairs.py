@@ -1,11 +1,15 @@
-"""Two places where Lightning itself loses an S3 path, mended as soon as anything of this package serves one.
+"""Four places where Lightning itself loses an S3 path, mended as soon as anything of this package serves one.
 
-Both are methods without a seam, so that they are wrapped where they are; a path on a local disk goes through unchanged.
+All are methods without a seam, so that they are wrapped where they are; a path on a local disk goes through unchanged.
 
 1. `ModelCheckpoint` looks for `last` through `os.path.normpath`, which makes `s3:/bucket/key` of `s3://bucket/key`, and
    through the filesystem of the `dirpath` it was given, which is the local one when it was given none. Without this
    `ckpt_path="last"` finds nothing on S3, and the Trainer starts again from nothing.
-2. The stock sharded strategies bypass the plugin and wrap the path in `Path`: they write to a local folder named `s3:`.
+2. `ModelCheckpoint` asks the filesystem which names are taken. One that is not ours, such as s3fs, knows nothing of an
+   upload in the background, whose name would be used again, and its checkpoint overwritten.
+3. `ModelCheckpoint` takes a `Path("s3://…")` for a local folder named `s3:`, and the first save, after hours perhaps,
+   would be the first to say so.
+4. The stock sharded strategies bypass the plugin and wrap the path in `Path`: they write to a local folder named `s3:`.
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from fsspec.core import url_to_fs
 
 from ._library import imported_libraries
 from ._paths import meant_uri
+from ._uploads import pending_state
 
 _MARK = "_s3torch_lightning"
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
@@ -34,6 +39,8 @@ def repair_imported() -> None:
         if library.trainer in sys.modules:
             model_checkpoint = library.trainer_module("callbacks").ModelCheckpoint
             _wrap(model_checkpoint, "_find_last_checkpoints", _finding_last_on_s3)
+            _wrap(model_checkpoint, "file_exists", _counting_uploads)
+            _wrap(model_checkpoint, "setup", _refusing_collapsed)
             _guard(library.trainer_module("strategies"))
         if library.fabric in sys.modules:
             _guard(library.fabric_module("strategies"))
@@ -62,6 +69,7 @@ def _finding_last_on_s3(original: Callable[..., set[str]]) -> Callable[..., set[
         if meant_uri(folder) is None:
             return original(self, trainer)
         filesystem, _ = url_to_fs(folder)
+        filesystem.invalidate_cache()  # s3fs remembers listings, and the newest may be newer
         if not filesystem.exists(folder):
             return set()
         found = [
@@ -79,13 +87,43 @@ def _finding_last_on_s3(original: Callable[..., set[str]]) -> Callable[..., set[
 def _modified(filesystem: Any, entry: dict[str, Any]) -> datetime:
     """When an entry of a listing was written; of a sharded checkpoint, the last of its objects."""
     below = [entry] if entry["type"] == "file" else filesystem.find(entry["name"], detail=True).values()
-    return max((each["LastModified"] for each in below if each["LastModified"]), default=datetime.fromtimestamp(0, UTC))
+    return max(
+        (each["LastModified"] for each in below if each.get("LastModified")), default=datetime.fromtimestamp(0, UTC)
+    )
 
 
 def _version(name: str) -> int:
     """The number that `ModelCheckpoint` gives a name that is taken: 2 of `last-v2.ckpt`, 0 of `last.ckpt`."""
     match = re.search(r"-v(\d+)\.", name)
     return int(match[1]) if match else 0
+
+
+def _counting_uploads(original: Callable[..., bool]) -> Callable[..., bool]:
+    def file_exists(self: Any, filepath: Any, trainer: Any) -> bool:
+        pending = pending_state(str(filepath))
+        if pending is None:
+            return original(self, filepath, trainer)
+        # The original all the same, for it goes on to agree with the other ranks, in a way of its own in each version.
+        filesystem, self._fs = self._fs, SimpleNamespace(exists=lambda path: pending)
+        try:
+            return original(self, filepath, trainer)
+        finally:
+            self._fs = filesystem
+
+    return file_exists
+
+
+def _refusing_collapsed(original: Callable[..., None]) -> Callable[..., None]:
+    def setup(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        meant = meant_uri(self.dirpath)
+        if meant is not None and meant != self.dirpath:
+            raise TypeError(
+                f"ModelCheckpoint would save to the local folder {str(self.dirpath)!r}: a Path took one of the slashes "
+                f"of its dirpath or of default_root_dir; pass that as a str, which leads to {meant!r}"
+            )
+
+    return setup
 
 
 def _refusing_s3(name: str, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from s3core import parse_s3_uri
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
 
+from ._registration import forget_listings
 from ._settings import S3Settings
 
 METADATA_NAME = ".metadata"
@@ -83,6 +84,7 @@ class ShardedCheckpoint:
         """
         self._settings.checkpoint.save(dict(meta), f"{self.uri}/{META_NAME}", progress=False)
         self._settings.client.delete_object(*parse_s3_uri(self.uri))
+        forget_listings(f"{self.uri}/{META_NAME}")
 
     def load(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Read shards into place.

@@ -58,7 +58,7 @@ class _StoragePickler(pickle.Pickler):
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer, protocol=2)
         self.copies: list[torch.UntypedStorage] = []
-        self._places: dict[tuple[torch.device, int], int] = {}
+        self._places: dict[tuple[torch.device, int, int], int] = {}
         self._sources: list[torch.UntypedStorage] = []  # keeps them alive, so that no address is used twice
 
     def persistent_id(self, obj: object) -> Any:
@@ -70,9 +70,11 @@ class _StoragePickler(pickle.Pickler):
 
     def _place(self, storage: torch.UntypedStorage) -> int:
         # An empty storage, or one on the meta device, has no address: each is one of its own.
-        identity = (storage.device, storage.data_ptr() if storage.device.type != "meta" else 0)
+        # Two may begin at one address and end apart, as those of NumPy's views do; each is copied to its own end.
+        address = storage.data_ptr() if storage.device.type != "meta" else 0
+        identity = (storage.device, address, storage.nbytes())
         place = self._places.get(identity)
-        if place is None or not identity[1]:
+        if place is None or not address:
             place = self._places[identity] = len(self.copies)
             self._sources.append(storage)
             self.copies.append(_host_copy(storage))

@@ -47,7 +47,7 @@ class UploadQueue:
         self._waiting: deque[_Task] = deque()
         self._running: _Task | None = None
         self._is_alive = False
-        self._preparing = 0
+        self._preparing: set[_Task] = set()
         # Saves that have not succeeded: in the queue, under way, or failed without their error having been raised.
         self._unproven: list[_Task] = []
         _queues.add(self)
@@ -62,21 +62,22 @@ class UploadQueue:
         Raises:
             BaseException: What an earlier save or removal raised; this save is not queued then.
         """
-        with self._changed:
-            self._wait(lambda: self._in_flight() < self._max_in_flight or self._has_failed())
-            self._raise_failure()
-            self._preparing += 1
+        task = _Task(uri, None, is_save=True)
         try:
-            task = _Task(uri, prepare(), is_save=True)
-        except BaseException:
             with self._changed:
-                self._preparing -= 1
-                self._changed.notify_all()
+                self._wait(lambda: self._in_flight() < self._max_in_flight or self._has_failed())
+                self._raise_failure()
+                self._preparing.add(task)
+            task.action = prepare()
+            with self._changed:
+                self._preparing.discard(task)
+                self._start(task)
+        except BaseException:
+            # Ctrl-C may come between any two lines, and Lightning goes on after it: a place that stayed taken would
+            # let a later save wait for ever.
+            with self._changed:
+                self._withdraw(task)
             raise
-        with self._changed:
-            self._preparing -= 1
-            self._start(task)
-            self._unproven.append(task)
 
     def remove(self, uri: str, action: Callable[[], None]) -> None:
         """Queue a removal behind the saves before it; it is dropped if one of them fails.
@@ -85,9 +86,15 @@ class UploadQueue:
             uri: What it removes.
             action: Removes it.
         """
-        with self._changed:
-            saves = tuple(task for task in self._unproven if task.is_save)
-            self._start(_Task(uri, action, is_save=False, after=saves))
+        task = _Task(uri, action, is_save=False)
+        try:
+            with self._changed:
+                task.after = tuple(save for save in self._unproven if save.is_save)
+                self._start(task)
+        except BaseException:
+            with self._changed:
+                self._withdraw(task)
+            raise
 
     def drain(self) -> None:
         """Wait until nothing is queued or under way.
@@ -107,7 +114,7 @@ class UploadQueue:
 
     def _in_flight(self) -> int:
         running = self._running is not None and self._running.is_save
-        return self._preparing + running + sum(task.is_save for task in self._waiting)
+        return len(self._preparing) + running + sum(task.is_save for task in self._waiting)
 
     def _has_failed(self) -> bool:
         return any(task.error is not None for task in self._unproven)
@@ -129,14 +136,22 @@ class UploadQueue:
 
     def _start(self, task: _Task) -> None:
         self._waiting.append(task)
-        if self._is_alive:
-            return
-        try:
+        if task.is_save:
+            self._unproven.append(task)
+        if not self._is_alive:
             threading.Thread(target=self._work, name="s3torch-lightning-uploads", daemon=False).start()
-        except BaseException:  # no thread to be had
-            self._waiting.pop()
-            raise
-        self._is_alive = True
+            self._is_alive = True
+
+    def _withdraw(self, task: _Task) -> None:
+        self._preparing.discard(task)
+        if task in self._waiting:  # else it has not come so far, or the thread has it already
+            self._waiting.remove(task)
+            self._forget(task)
+        self._changed.notify_all()
+
+    def _forget(self, task: _Task) -> None:
+        if task in self._unproven:
+            self._unproven.remove(task)
 
     def _work(self) -> None:
         while True:
@@ -150,8 +165,8 @@ class UploadQueue:
             with self._changed:
                 task.is_done = True
                 task.action, task.after = None, ()  # lets go of the snapshot
-                if task.error is None and task.is_save:
-                    self._unproven.remove(task)
+                if task.error is None:
+                    self._forget(task)
                 self._running = None
                 self._changed.notify_all()
 

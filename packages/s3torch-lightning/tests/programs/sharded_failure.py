@@ -7,7 +7,11 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch.distributed.fsdp import fully_shard
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # torch 2.4 and 2.5
+    from torch.distributed._composable.fsdp import fully_shard
 
 from s3torch_lightning.fabric import S3ModelParallelStrategy
 
