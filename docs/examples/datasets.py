@@ -256,14 +256,14 @@ def choose_readers(uri: str, region: str) -> None:
     print(dataset[0])
 
     # --8<-- [start:readers-large]
-    dataset = S3MapDataset.from_prefix(
+    large = S3MapDataset.from_prefix(
         f"{uri}/train/",
         region=region,
         transform=count_lines,
         reader_constructor=S3ReaderConstructor.streaming(window=64 * 2**20),
     )
     # --8<-- [end:readers-large]
-    print(dataset[0])
+    print(large[0])
 
     client = S3Client(region)
     bucket, prefix = parse_s3_uri(uri)

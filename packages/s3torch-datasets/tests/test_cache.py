@@ -223,3 +223,136 @@ def test_two_stores_do_not_mix(tmp_path: Path) -> None:
     assert file is not None
     file.write(b"data")
     assert DiskCache(tmp_path, 1000, "http://two").open("bucket", info) is None
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    others = [tmp_path / name for name in ("en/text.txt", "ab/notes.tmp", "size", "lock", "0123456789.bin")]
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("mine")
+        os.utime(other, (0, 0))  # older than anything in the cache
+    cache = DiskCache(tmp_path, 300, None)
+    for number in range(10):
+        file = cache.begin("bucket", ObjectInfo(f"key-{number}", 100, '"e"'))
+        assert file is not None
+        file.write(bytes(100))
+    assert [other.read_text() for other in others] == ["mine"] * len(others)
+
+
+SHARED = """
+import os, random, sys
+from s3core import ObjectInfo
+from s3torch_datasets._disk_cache import DiskCache
+
+def use(seed):
+    order = random.Random(seed)
+    cache = DiskCache(sys.argv[1], 20_000, None)
+    hits = 0
+    for _ in range(300):
+        number = order.randrange(60)
+        info, data = ObjectInfo(f"key-{number}", 1000, '"e"'), bytes([number]) * 1000
+        descriptor = cache.open("bucket", info)
+        if descriptor is None:
+            file = cache.begin("bucket", info)
+            file.write(data[:400])
+            file.write(data[400:])
+        else:
+            hits += 1
+            assert os.read(descriptor, 2000) == data
+            os.close(descriptor)
+    assert hits
+
+children = []
+for seed in range(6):
+    child = os.fork()
+    if child == 0:
+        try:
+            use(seed)
+            os._exit(0)
+        finally:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    children.append(child)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_many_processes_share_a_folder_and_keep_its_bound(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED, str(tmp_path)], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    kept = files(tmp_path)
+    assert [path for path in kept if path.suffix == ".tmp"] == []
+    assert 10 <= len(kept) <= 20
+
+
+FROZEN = """
+import logging, resource, signal, sys
+from operator import methodcaller
+from s3torch_datasets import S3IterableDataset
+logging.basicConfig()
+dataset = S3IterableDataset.from_prefix(
+    sys.argv[1],
+    region="us-east-1",
+    endpoint=sys.argv[3],
+    transform=methodcaller("read"),
+    cache_dir=sys.argv[2],
+)
+len(dataset.index)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no byte can be written any more
+for _ in range(2):
+    assert list(dataset) == [bytes([number]) * 500 for number in range(10)]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_disk_that_cannot_be_written_any_more_still_gives_what_it_has(
+    make_iterable: Make, fill: Fill, counting_server: CountingServer, tmp_path: Path
+) -> None:
+    fill(6, size=500)
+    assert len(list(make_iterable(transform=read, cache_dir=tmp_path))) == 6
+    fill(10, size=500)
+    counting_server.clear()
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            FROZEN,
+            f"s3://{counting_server.bucket}/data/",
+            str(tmp_path),
+            counting_server.endpoint,
+        ],
+        env=os.environ | counting_server.environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("WARNING") == 1
+    assert gets(counting_server) == 2 * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_forked_child_leaves_a_file_to_its_parent(tmp_path: Path) -> None:
+    info = ObjectInfo("key", 1000, '"e"')
+    cache = DiskCache(tmp_path, 10_000, None)
+    file = cache.begin("bucket", info)
+    assert file is not None
+    file.write(b"a" * 400)
+    child = os.fork()
+    if child == 0:
+        try:
+            file.write(b"b" * 600)
+            file.discard()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    file.write(b"c" * 600)
+    descriptor = cache.open("bucket", info)
+    assert descriptor is not None
+    assert os.read(descriptor, 2000) == b"a" * 400 + b"c" * 600
+    os.close(descriptor)

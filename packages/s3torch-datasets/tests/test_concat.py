@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
 from s3torch_datasets import S3ConcatDataset, S3MapDataset
 from servers import CountingServer
@@ -57,6 +57,26 @@ def test_other_kinds_of_datasets_may_be_among_them(parts: list[S3MapDataset[byte
     expected = [mixed[row] for row in rows]
     assert mixed.__getitems__(rows) == expected
     assert expected[0] == (torch.tensor(2),)
+
+
+def test_parts_of_a_split_are_fetched_at_the_same_time_and_may_skip(
+    parts: list[S3MapDataset[bytes]], counting_server: CountingServer, connection: dict[str, Any]
+) -> None:
+    make: Callable[..., S3MapDataset[bytes]] = S3MapDataset.from_prefix
+    skipping = make(f"s3://{counting_server.bucket}/a", transform=read, on_error="skip", **connection)
+    split: S3ConcatDataset[bytes] = S3ConcatDataset(
+        [Subset(Subset(skipping, range(10)), [3, 4]), Subset(parts[1], [7])]
+    )
+    assert split.__getitems__([0, 1, 2]) == [b"a3", b"a4", b"b7"]
+    counting_server.delete("a/03")
+    counting_server.clear()
+    counting_server.shape(latency_seconds=0.1)
+    try:
+        assert split.__getitems__([0, 1, 2]) == [b"a4", b"b7"]
+    finally:
+        counting_server.shape()
+    assert counting_server.counters()["most_in_flight"] >= 2
+    assert split.__getitems__([0, 2]) == [b"b7"]  # nothing is left of the first part
 
 
 def test_a_row_out_of_range_is_an_index_error(parts: list[S3MapDataset[bytes]]) -> None:

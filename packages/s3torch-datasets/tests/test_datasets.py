@@ -217,6 +217,18 @@ def test_a_budget_of_bytes_bounds_what_is_fetched_ahead(
     assert len(list(iterator)) == 39
 
 
+def test_all_iterators_of_a_process_share_the_budget(
+    make_iterable: Make, fill: Fill, counting_server: CountingServer, config: S3ClientConfig
+) -> None:
+    fill(20, size=2**20)
+    small = replace(config, memory_limit=16 * 2**20)  # 4 MiB ahead, whoever reads
+    iterators = [iter(make_iterable(transform=read, s3client_config=small)) for _ in range(4)]
+    for iterator in iterators:
+        next(iterator)
+    assert counting_server.operations().count("GetObject") <= 4 + 4
+    assert [len(list(iterator)) for iterator in iterators] == [19] * 4
+
+
 def test_an_iterator_that_is_dropped_stops_what_is_on_its_way(
     make_iterable: Make, fill: Fill, counting_server: CountingServer
 ) -> None:

@@ -199,21 +199,30 @@ def test_two_ranks_share_the_objects(
     fill(21)
     script = tmp_path / "job.py"
     script.write_text(JOB)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--tee=3"]
+    command.append(f"--log-dir={tmp_path / 'logs'}")
     environment = {
         **os.environ,
         **counting_server.environment(),
         "PREFIX": f"s3://{counting_server.bucket}/data/",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [*command, str(script), method, str(workers), remainder, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    counting_server.shape(latency_seconds=1.2)  # long enough for a bar
+    try:
+        done = subprocess.run(
+            [*command, str(script), method, str(workers), remainder, str(tmp_path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    finally:
+        counting_server.shape()
     assert done.returncode == 0, done.stderr
+    logs = {path.parent.name: path.read_text() for path in (tmp_path / "logs").rglob("stderr.log")}
+    assert "Listing s3://" not in logs["1"]
+    if workers == 0 or method == "spawn":  # else the worker that lists need not be the first
+        assert "Listing s3://" in logs["0"]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     everything = [f"data/{number:05}" for number in range(21)]
     for epoch in (0, 1):

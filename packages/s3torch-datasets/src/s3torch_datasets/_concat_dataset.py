@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from typing_extensions import TypeVar
 
 from s3torch_datasets._map_dataset import S3MapDataset, read_batch
@@ -19,8 +19,8 @@ class S3ConcatDataset(ConcatDataset[T_co]):
 
     torch's `ConcatDataset` asks for one sample after the other, since it has no `__getitems__`
     (https://github.com/pytorch/pytorch/blob/v2.4.0/torch/utils/data/dataset.py#L300). This one fetches the objects of a
-    batch at the same time, whichever `S3MapDataset` they are of. Datasets of other kinds may be among them, such as
-    those that `random_split` makes; each of those is asked for its part of the batch at once where it can be.
+    batch at the same time, whichever `S3MapDataset` they are of, also through the `Subset`s that `random_split` makes.
+    Datasets of other kinds may be among them; each is asked for its part of the batch at once where it can be.
 
     Args:
         datasets: Map-style datasets, in order.
@@ -36,10 +36,9 @@ class S3ConcatDataset(ConcatDataset[T_co]):
     def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
         """Returns the samples of a batch in order; objects that `on_error` skips are left out."""
         located = [self._locate(index) for index in indices]
-        if all(isinstance(self.datasets[number], S3MapDataset) for number, _ in located):
-            return read_batch(
-                [(dataset, dataset.sources([row])[0]) for dataset, row in ((self._s3(n), row) for n, row in located)]
-            )
+        members = [_find_object(self.datasets[number], row) for number, row in located]
+        if all(isinstance(dataset, S3MapDataset) for dataset, _ in members):
+            return read_batch([(dataset, dataset.sources([row])[0]) for dataset, row in members])
         places: dict[int, list[int]] = {}
         for place, (number, _) in enumerate(located):
             places.setdefault(number, []).append(place)
@@ -49,11 +48,6 @@ class S3ConcatDataset(ConcatDataset[T_co]):
             samples.update(zip(of_dataset, found, strict=False))  # fewer where some were skipped
         return [samples[place] for place in sorted(samples)]
 
-    def _s3(self, number: int) -> S3MapDataset[Any]:
-        dataset = self.datasets[number]
-        assert isinstance(dataset, S3MapDataset)
-        return dataset
-
     def _locate(self, index: int) -> tuple[int, int]:
         """Returns the number of the dataset, and the row in it."""
         size = len(self)
@@ -62,6 +56,13 @@ class S3ConcatDataset(ConcatDataset[T_co]):
             raise IndexError(f"sample {index} of a dataset of {size}")
         number = bisect.bisect_right(self.cumulative_sizes, row)
         return number, row - (self.cumulative_sizes[number - 1] if number else 0)
+
+
+def _find_object(dataset: Any, row: int) -> tuple[Any, int]:
+    """Returns the dataset that a row of a `Subset` is of, and the row there."""
+    while type(dataset) is Subset:  # a subclass may do something else with its samples
+        dataset, row = dataset.dataset, dataset.indices[row]
+    return dataset, row
 
 
 def _ask(dataset: Any, rows: list[int]) -> list[Any]:

@@ -112,7 +112,7 @@ class ObjectDataset(Generic[T_co]):
     def _make_index(self) -> ObjectIndex:
         index = self._find_objects()
         if self._cache is not None:
-            index = complete_index(index, self._get_client(), progress=self._settings.progress)
+            index = complete_index(index, self._get_client(), progress=self._shows_progress())
         return index
 
     def _find_objects(self) -> ObjectIndex:
@@ -120,12 +120,16 @@ class ObjectDataset(Generic[T_co]):
         client = self._get_client()
         make_index = getattr(self._get_dataset_objects, "make_index", None)
         if make_index is not None:
-            made: ObjectIndex = make_index(client, object_filter, progress=self._settings.progress)
+            made: ObjectIndex = make_index(client, object_filter, progress=self._shows_progress())
             return made
         objects = self._get_dataset_objects(client)
         if object_filter is not None:
             objects = (one for one in objects if object_filter.accepts(one))
         return ObjectIndex.of(objects)
+
+    def _shows_progress(self) -> bool:
+        """Whether this process may show a bar, as far as the dataset can tell."""
+        return self._settings.progress
 
     def _get_client(self) -> S3Client:
         """Returns the client of this process, which has its part of the requests that the node may send."""

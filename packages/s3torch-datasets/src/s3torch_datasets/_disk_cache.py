@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 
 from s3core import ObjectInfo
 from s3torch_datasets._byte_stream import as_bytes_view
+from s3torch_datasets._fork_count import ForkCount
 
 try:
     import fcntl
@@ -30,8 +32,11 @@ logger = logging.getLogger(__name__)
 
 _ROOM_AFTER_EVICTION = 0.9
 _STALE_AFTER_SECONDS = 3600
-_COUNTER = "size"
+_COUNTER = "s3torch-cache-size"
+_LOCK = "s3torch-cache-lock"
 _TEMPORARY = ".tmp"
+# Whatever else lies in the folder is somebody else's, and is neither counted nor removed.
+_FILE = re.compile(r"[0-9a-f]{40}(\.[0-9a-f]{32}\.tmp)?")
 
 
 class DiskCache:
@@ -104,7 +109,7 @@ class DiskCache:
     def locked(self) -> Iterator[None]:
         """Holds the lock of the folder, against threads, forked children and other processes alike."""
         # A new descriptor each time: a lock belongs to the open file, which a forked child would share.
-        descriptor = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(os.path.join(self.folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -138,9 +143,13 @@ class DiskCache:
     def _entries(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self.folder) as folders:
             for folder in folders:
-                if folder.is_dir() and len(folder.name) == 2:
+                if len(folder.name) == 2 and folder.is_dir():
                     with os.scandir(folder.path) as entries:
-                        yield from entries
+                        yield from (
+                            entry
+                            for entry in entries
+                            if entry.name.startswith(folder.name) and _FILE.fullmatch(entry.name)
+                        )
 
     def turn_off(self, cause: str) -> None:
         """Adds nothing any more in this process, and says so once."""
@@ -153,7 +162,7 @@ class DiskCache:
 
 
 class CacheFile:
-    """An object on its way into the cache.
+    """An object on its way into the cache; a forked child leaves it to its parent.
 
     Args:
         cache: The cache.
@@ -169,10 +178,11 @@ class CacheFile:
         self._temporary = f"{path}.{uuid.uuid4().hex}{_TEMPORARY}"
         self._descriptor: int | None = None
         self._is_over = False
+        self._forks = ForkCount.now
 
     def write(self, piece: Any) -> None:
         """Adds the next bytes; when they are the last, the file becomes visible."""
-        if self._is_over:
+        if self._is_over or self._forks != ForkCount.now:
             return
         try:
             if self._descriptor is None:
@@ -196,8 +206,9 @@ class CacheFile:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
-            with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+            if self._forks == ForkCount.now:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._temporary)
 
     def _finish(self) -> None:
         if self._written == self._size:

@@ -135,6 +135,9 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
             place = find_place(settings.rank, settings.world_size, self._parent_rank)
         return place, plan_shard(total, place, settings.shard_remainder)
 
+    def _shows_progress(self) -> bool:
+        return super()._shows_progress() and find_rank(self._parent_rank)[0] == 0
+
     def _order(self) -> State:
         """Returns what the order of the samples depends on besides the epoch."""
         if self._order_state is None:

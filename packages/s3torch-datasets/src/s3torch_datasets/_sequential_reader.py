@@ -109,6 +109,7 @@ class SequentialS3Reader(PositionedReader):
 
     def _grow(self, stream: ByteStream, end: int | None) -> None:
         held = self._held = self._held if isinstance(self._held, bytearray) else bytearray(self._held)
+        del held[self._filled :]  # what an interruption left behind
         while end is None or self._filled < end:
             try:
                 held += as_bytes_view(next(stream))

@@ -114,7 +114,10 @@ def _write_and_map(index: ObjectIndex, path: str) -> ObjectIndex | None:
 def _folder() -> str | None:
     """Returns this user's folder for index files, or None where there can be none."""
     user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = os.path.join(tempfile.gettempdir(), f"s3torch-datasets-{user}")
+    try:
+        folder = os.path.join(tempfile.gettempdir(), f"s3torch-datasets-{user}")  # OSError: no folder can be written
+    except OSError:
+        return None
     try:
         os.mkdir(folder, 0o700)
     except FileExistsError:
@@ -150,10 +153,11 @@ def _is_alive(pid: int) -> bool:
 
 def _remove(name: str) -> None:
     user = os.getuid() if hasattr(os, "getuid") else 0
-    path = os.path.join(tempfile.gettempdir(), f"s3torch-datasets-{user}", name)
-    for leftover in (path, f"{path}.lock"):
-        with contextlib.suppress(OSError):
-            os.unlink(leftover)
+    with contextlib.suppress(OSError):
+        path = os.path.join(tempfile.gettempdir(), f"s3torch-datasets-{user}", name)
+        for leftover in (path, f"{path}.lock"):
+            with contextlib.suppress(OSError):
+                os.unlink(leftover)
 
 
 @contextlib.contextmanager
