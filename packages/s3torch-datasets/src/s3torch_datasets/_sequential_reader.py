@@ -122,7 +122,7 @@ class SequentialS3Reader(PositionedReader):
         assert self._size is not None
         if len(self._held) < self._size:
             room = _make_room(self._size)
-            room[: self._filled] = self._held
+            room[: self._filled] = memoryview(self._held)[: self._filled]
             self._held = room
         with memoryview(self._held) as held:
             if end - self._filled >= _PARALLEL_FROM_BYTES:
