@@ -12,7 +12,6 @@ from benchmarks._peers._loading import batches
 from benchmarks._peers._peer import Bytes, Digest, digest
 from benchmarks._target import Target
 from s3core import S3Client, S3ClientConfig
-from s3torch_checkpoint import dcp, safetensors
 
 
 class Ours(ConnectorPeer):
@@ -48,16 +47,24 @@ class Ours(ConnectorPeer):
         return self._checkpoint().load(self.target.uri(name))
 
     def storage_writer(self, name: str) -> Any:
+        from s3torch_checkpoint import dcp
+
         return dcp.S3StorageWriter(path=self.target.uri(name), **self._where())
 
     def storage_reader(self, name: str) -> Any:
+        from s3torch_checkpoint import dcp
+
         return dcp.S3StorageReader(path=self.target.uri(name), **self._where())
 
     def load_safetensors(self, name: str) -> Mapping[str, Any]:
+        from s3torch_checkpoint import safetensors
+
         tensors: Mapping[str, Any] = safetensors.load_file(self.target.uri(name), **self._where())
         return tensors
 
     def save_safetensors(self, name: str, tensors: Mapping[str, Any]) -> None:
+        from s3torch_checkpoint import safetensors
+
         safetensors.save_file(dict(tensors), self.target.uri(name), **self._where())
 
     def lightning_saver(self) -> Callable[[str, dict[str, Any]], None]:

@@ -1,4 +1,7 @@
-"""Distributed checkpoints of two ranks: saved, loaded, and loaded in another sharding."""
+"""Distributed checkpoints of two ranks: saved, loaded, and loaded in another sharding.
+
+What torch has for them is imported when it is used: it takes 50 MB, which other workloads should not seem to take.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from benchmarks._data import is_same_state, make_state
 from benchmarks._meter import Meter, peak_rss_bytes
@@ -35,6 +35,8 @@ def _load(peer: Peer, meter: Meter, *, dim: int) -> None:
 
 
 def _save_rank(peer: Peer, name: str, meter: Meter) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     state = sharded_state(peer.target.scale.distributed_bytes, 0)
     writer = peer.storage_writer(name)
     dist.barrier()
@@ -50,6 +52,8 @@ def _load_rank(peer: Peer, dim: int, meter: Meter) -> None:
 
 
 def _load_and_check(peer: Peer, name: str, dim: int, meter: Meter | None = None) -> None:
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     expected = sharded_state(peer.target.scale.distributed_bytes, dim)
     state: dict[str, Any] = {key: torch.zeros_like(tensor) for key, tensor in expected.items()}
     reader = peer.storage_reader(name)
@@ -88,6 +92,9 @@ def write_distributed(size: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _write_rank(size: int, directory: str, meter: Meter) -> None:
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     save(sharded_state(size, 0), storage_writer=FileSystemWriter(directory, sync_files=False))
 
 
