@@ -83,6 +83,7 @@ class OnS3:
         return ShardedCheckpoint(self._plugin.settings, uri)
 
     def _save_shards(self, state: dict[str, Any], meta: Mapping[str, Any], uri: str) -> None:
+        self._finish_background()
         folder = self._folder(uri)
         folder.save(state, meta, is_rank_zero=self.is_global_zero)
         self._on_rank_zero(lambda: folder.tidy(meta))
@@ -93,6 +94,7 @@ class OnS3:
         Raises:
             FileNotFoundError: There is neither.
         """
+        self._finish_background()
 
         def look() -> bool:
             folder = self._folder(uri)
@@ -104,6 +106,10 @@ class OnS3:
             return True
 
         return self._on_rank_zero(look)
+
+    def _finish_background(self) -> None:
+        """Wait for a plugin that works in the background: it may have yet to remove, or write, this very name."""
+        self._on_rank_zero(self._plugin.teardown)
 
     def _on_rank_zero(self, work: Callable[[], T]) -> T:
         """Do something on rank 0, and give its result, or its error, to all ranks: none is left waiting."""

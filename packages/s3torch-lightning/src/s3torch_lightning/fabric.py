@@ -158,6 +158,7 @@ class _FabricOnS3(OnS3):
         return models[0]
 
     def _save_whole(self, uri: str, state: dict[str, Any], filter: Filter | None) -> None:
+        self._finish_background()
         with self._local_path() as path:
             super().save_checkpoint(path, state, filter=filter)  # type: ignore[misc]
 

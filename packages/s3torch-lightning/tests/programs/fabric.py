@@ -21,7 +21,7 @@ library, uri, strategy_name, *ways = sys.argv[1:]
 Fabric = importlib.import_module(library).Fabric
 
 import s3torch_lightning.fabric as strategies  # noqa: E402 (after the Lightning that it is to be made for)
-from s3torch_lightning import S3LightningCheckpoint  # noqa: E402
+from s3torch_lightning import S3AsyncCheckpoint  # noqa: E402
 
 IS_FSDP1 = strategy_name == "S3FSDPStrategy"
 
@@ -40,7 +40,7 @@ def make(how: str) -> tuple[Any, Any, Any]:
             parallelize, data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=how == "sharded"
         )
     # The settings may come from a plugin, which the stock strategies refuse.
-    plugins = [S3LightningCheckpoint()] if how == "sharded" else []
+    plugins = [S3AsyncCheckpoint()] if how == "sharded" else []
     fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy, plugins=plugins)
     fabric.launch()
     return fabric, *fresh(fabric)
@@ -86,6 +86,13 @@ def main() -> None:
         state = {"model": model, "optimizer": optimizer, "epoch": 3, "seen": [1, 2]}
         fabric.save(f"{uri}/{how}", state)
         assert how == "full" or fabric.global_rank or state["epoch"] == 3
+
+        # A removal in the background is done before its name is used again.
+        if fabric.global_rank == 0:
+            fabric.strategy.checkpoint_io.remove_checkpoint(f"{uri}/{how}")
+        fabric.save(f"{uri}/{how}", state)
+        fabric.strategy.checkpoint_io.teardown()
+        fabric.barrier()
 
         other, other_optimizer = fresh(fabric)
         assert not same(model, other)
