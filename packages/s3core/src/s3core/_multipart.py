@@ -310,6 +310,8 @@ class MultipartUpload:
 
     def _send_completion(self, size: int) -> None:
         rows = [(number, etag, checksum) for number, (etag, checksum) in sorted(self._parts.items())]
+        if [number for number, _, _ in rows] != list(range(1, len(rows) + 1)):
+            raise S3Exception(f"the upload of {self._target.uri} lacks a part and cannot be completed; write it again")
         headers = {"Content-Type": "application/xml", **customer_key_headers(self._runtime.config)}
         what = "completion of the upload"
         request = self._request(
