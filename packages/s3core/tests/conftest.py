@@ -82,4 +82,7 @@ from s3core import S3Client, S3ClientConfig
 bucket = {bucket!r}
 def make_client(**more):
     return S3Client(s3client_config=S3ClientConfig(**{{**{settings!r}, **more}}))
+def peak_kib():  # not `ru_maxrss`, which begins with that of the process before `exec`: pytest's own peak
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 """

@@ -27,5 +27,6 @@ def progress_bar(description: str, unit: str, *, shown: bool, total: int | None 
         unit_scale=True,
         total=total,
         delay=_DELAY_SECONDS,
-        disable=not (shown and is_first),
+        # Where a bar is wanted, `TQDM_DISABLE` has the last word, which it has only when `disable` is not given.
+        **({} if shown and is_first else {"disable": True}),
     )
