@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner, Read
 
 from .._errors import CorruptCheckpointError
 from .._fetch_plan import Want
-from .._memory import is_plain
+from .._memory import is_plain, tensor_buffer
 from .._region import cut_region
 from .._tensor_pieces import BlockPiece, PlainPiece
 from ._payload import Payload, payload_of
@@ -64,7 +64,7 @@ class WholePiece:
 
     def open(self) -> memoryview:
         """A buffer for the item as it is stored."""
-        self._data = memoryview(bytearray(self.memory_bytes))
+        self._data = tensor_buffer(torch.empty(self.memory_bytes, dtype=torch.uint8))  # not zeroed, as a bytearray is
         return self._data
 
     def finish(self) -> None:
@@ -204,6 +204,11 @@ def needed_bytes(item: ReadItem, info: Any) -> int:
     if item.type == LoadItemType.BYTE_IO or payload is None or tuple(item.lengths) == payload.shape:
         return int(info.length)
     return math.prod(item.lengths) * payload.dtype.itemsize
+
+
+def is_opaque_tensor(item: ReadItem, info: Any) -> bool:
+    """Whether an item is a tensor of which only the stored form is known."""
+    return item.type != LoadItemType.BYTE_IO and payload_of(info) is None and not _descriptors(info)
 
 
 def _descriptors(info: Any) -> Sequence[str]:

@@ -24,7 +24,8 @@ from .._fetch import Piece, fetch_pieces
 from .._progress import TransferProgress
 from .._threads import run_all
 from ._commit import read_metadata_object
-from ._load_pieces import ItemReader, LoadPiece, needed_bytes
+from ._found_payload import MIN_ITEM_BYTES, EndPiece, end_pieces
+from ._load_pieces import ItemReader, LoadPiece, is_opaque_tensor, needed_bytes
 from ._names import METADATA_NAME, is_data_name, is_immutable_name, new_save_id, rank_metadata_name
 from ._portable_errors import portable_errors
 from ._shared_load import load_shared
@@ -39,7 +40,7 @@ class S3StorageReader(StorageReader):
 
     All ranges that a rank needs are planned together and fetched in parallel, straight into the destination tensors
     where those are contiguous CPU tensors of the stored dtype. Of a tensor that is loaded in part, only the rows needed
-    are fetched, where the checkpoint was saved by `S3StorageWriter`.
+    are fetched.
 
     Args:
         region: AWS region of the bucket; None for the environment's.
@@ -82,6 +83,7 @@ class S3StorageReader(StorageReader):
         self._progress = progress
         self._registry = _extension_registry
         self._storage_data: Mapping[Any, Any] = {}
+        self._found: dict[Any, Any] = {}
         self._metadata_etag: str | None = None
         self._is_shared_metadata = True
         self._shared_metadata_error: Exception | None = None
@@ -165,6 +167,7 @@ class S3StorageReader(StorageReader):
             **kwargs: Not used.
         """
         self._storage_data = metadata.storage_data
+        self._found = {}
         self._etags = {}
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -226,6 +229,7 @@ class S3StorageReader(StorageReader):
         items = ItemReader(planner, self._decode, self._address.uri)
         try:
             if share_plan is None:
+                self._find_payloads(plan.items)
                 self._fetch([piece for item in plan.items for piece in self._pieces(items, item)], plan.items)
             else:
                 self._load_shared(plan, share_plan, items)
@@ -278,7 +282,21 @@ class S3StorageReader(StorageReader):
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch.
             torch.cuda.synchronize()  # copies out of pinned buffers may still be on their way
 
+    def _find_payloads(self, items: Sequence[ReadItem]) -> None:
+        """Find where the tensors' bytes lie in large items whose writer did not note it."""
+        opaque: dict[Any, Any] = {}
+        for item in items:
+            info = self._info(item.storage_index)
+            if is_opaque_tensor(item, info) and info.length >= MIN_ITEM_BYTES:
+                opaque[item.storage_index] = info
+        ends: list[EndPiece] = []
+        for index, info in opaque.items():
+            ends += end_pieces(info, self._address.key(info.relative_path), partial(self._found.__setitem__, index))
+        self._fetch(ends)
+
     def _info(self, index: Any) -> Any:
+        if index in self._found:
+            return self._found[index]
         try:
             return self._storage_data[index]
         except KeyError:
