@@ -8,6 +8,9 @@ from typing import Any
 
 from benchmarks._summary import CONCURRENCY, Cell, limit, summarize
 
+# The library that ours stands in for.
+_MAIN_PEER = "s3torchconnector"
+
 _COLUMNS = (
     "",
     "rate",
@@ -26,7 +29,7 @@ _COLUMNS = (
 def write_report(results: Mapping[str, Any]) -> str:
     """The whole report."""
     cells = summarize(results)
-    return "\n".join([*_head(results), *_ratios(cells), *_tables(results, cells)]) + "\n"
+    return "\n".join([*_head(results), *_beside(cells), *_ratios(cells), *_tables(results, cells)]) + "\n"
 
 
 def _head(results: Mapping[str, Any]) -> Iterator[str]:
@@ -48,6 +51,34 @@ def _head(results: Mapping[str, Any]) -> Iterator[str]:
         "in all its processes. Memory is the most that was resident, workers included."
     )
     yield ""
+
+
+def _beside(cells: Sequence[Cell]) -> Iterator[str]:
+    """What it gains and what it costs to change from the main peer."""
+    ours = _ours(cells)
+    for setting, some in groupby(cells, key=lambda cell: cell.setting):
+        rows = []
+        for theirs in some:
+            mine = ours.get((setting, theirs.workload.name))
+            if theirs.peer == _MAIN_PEER and mine is not None and mine.rate and theirs.rate:
+                unit = mine.workload.unit
+                cpu = _quotient(mine.cpu_seconds_per_unit, theirs.cpu_seconds_per_unit)
+                memory = _quotient(mine.peak_rss_bytes, theirs.peak_rss_bytes)
+                rates = _rate(mine.rate, unit), _rate(theirs.rate, unit)
+                rows.append([mine.workload.title, *rates, _ratio(mine, theirs), cpu, memory])
+        if not rows:
+            continue
+        yield f"## {setting}: ours beside {_MAIN_PEER}"
+        yield ""
+        yield from _row(["", "ours", _MAIN_PEER, "rate", "CPU time", "peak memory"])
+        yield from _row(["---", *["---:"] * 5])
+        for row in rows:
+            yield from _row(row)
+        yield ""
+
+
+def _quotient(ours: float | None, theirs: float | None) -> str:
+    return "-" if ours is None or not theirs else f"{ours / theirs:.2f} x"
 
 
 def _ratios(cells: Sequence[Cell]) -> Iterator[str]:

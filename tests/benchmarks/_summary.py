@@ -29,6 +29,7 @@ class Cell:
         p50_seconds: Between one progress and the next.
         p99_seconds: The same.
         cpu_seconds: In all.
+        cpu_seconds_per_unit: Of the workload's unit.
         cpu_seconds_per_gib: Of the bytes needed.
         peak_rss_bytes: The most memory.
         requests: That the server counted.
@@ -45,6 +46,7 @@ class Cell:
     p50_seconds: float | None = None
     p99_seconds: float | None = None
     cpu_seconds: float | None = None
+    cpu_seconds_per_unit: float | None = None
     cpu_seconds_per_gib: float | None = None
     peak_rss_bytes: float | None = None
     requests: float | None = None
@@ -88,15 +90,14 @@ def _cell(setting: str, workload: str, peer: str, records: Sequence[Mapping[str,
         found = [record[name] for record in whole if record.get(name) is not None]
         return statistics.median(found) if found else None
 
-    def per_needed(amount: str, unit: float) -> float | None:
+    def quotient(amount: str, basis: str) -> float | None:
         found = [
-            record[amount] / record["needed_bytes"] * unit
-            for record in whole
-            if record.get("needed_bytes") and record.get(amount) is not None
+            record[amount] / record[basis] for record in whole if record.get(basis) and record.get(amount) is not None
         ]
         return statistics.median(found) if found else None
 
-    sent, received = per_needed("bytes_sent", 1), per_needed("bytes_received", 1)
+    sent, received = quotient("bytes_sent", "needed_bytes"), quotient("bytes_received", "needed_bytes")
+    cpu_seconds_per_byte = quotient("cpu_seconds", "needed_bytes")
     return Cell(
         setting,
         WORKLOADS[workload],
@@ -106,7 +107,10 @@ def _cell(setting: str, workload: str, peer: str, records: Sequence[Mapping[str,
         p50_seconds=median("p50_seconds"),
         p99_seconds=median("p99_seconds"),
         cpu_seconds=median("cpu_seconds"),
-        cpu_seconds_per_gib=per_needed("cpu_seconds", _GIB),
+        cpu_seconds_per_unit=statistics.median(
+            record["cpu_seconds"] / (record["rate"] * record["seconds"]) for record in whole
+        ),
+        cpu_seconds_per_gib=None if cpu_seconds_per_byte is None else cpu_seconds_per_byte * _GIB,
         peak_rss_bytes=median("peak_rss_bytes"),
         requests=median("requests"),
         bytes_sent_ratio=None if sent is None or received is None else sent + received,

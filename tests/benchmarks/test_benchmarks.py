@@ -184,6 +184,7 @@ def test_the_report_has_a_row_for_each_peer_and_the_reason_where_there_is_none()
     ]
     text = write_report(results)
     assert "| s3torchconnector | 100 MB/s | 100-100 | 2.00 x |" in text
+    assert "| 200 MB/s | 100 MB/s | 2.00 x | 0.50 x | 1.00 x |" in text
     assert "- webdataset: reads tar only" in text
     assert "- s3fs: failed: OSError: no" in text
 
