@@ -1,4 +1,4 @@
-"""The report in pictures: for each setting one bar a peer and workload, as SVG and PNG."""
+"""The report in pictures, as SVG and PNG: the gain over the main peer, and for each setting every peer's rate."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks._peers import NAMES, library_of
+from benchmarks._peers import MAIN_PEER, NAMES, library_of
 from benchmarks._summary import Cell, summarize
 
 _COLUMNS = 4
 
 
 def write_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Draw the rates of every workload, and return the files."""
+    """Draw the rates of every workload, and return the files.
+
+    Args:
+        results: Of a run.
+        directory: Where to put `gain` and a picture named after each setting.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -22,6 +27,20 @@ def write_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     cells = summarize(results)
     files = []
+
+    def save(figure: Any, name: str) -> None:
+        for suffix in ("svg", "png"):
+            files.append(directory / f"{name}.{suffix}")
+            figure.savefig(files[-1])
+        pyplot.close(figure)
+
+    gains = _gains(cells)
+    if gains:
+        titles = list(dict.fromkeys(title for bars in gains.values() for title in bars))
+        figure, axis = pyplot.subplots(figsize=(9, 1 + 0.34 * len(titles)))
+        _draw_gains(axis, gains, titles)
+        figure.tight_layout()
+        save(figure, "gain")
     for setting in dict.fromkeys(cell.setting for cell in cells):
         groups: dict[str, list[Cell]] = {}
         for cell in cells:
@@ -37,11 +56,35 @@ def write_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
             _draw(axis, group)
         figure.suptitle(f"{setting}: rate, more is better")
         figure.tight_layout(rect=(0, 0, 1, 0.98))
-        for suffix in ("svg", "png"):
-            files.append(directory / f"{setting}.{suffix}")
-            figure.savefig(files[-1])
-        pyplot.close(figure)
+        save(figure, setting)
     return files
+
+
+def _gains(cells: list[Cell]) -> dict[str, dict[str, float]]:
+    """How many times as fast ours is as the main peer, by setting and title of the workload."""
+    found = {(cell.setting, cell.workload.name, cell.peer): cell.rate for cell in cells}
+    gains: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        theirs = found.get((cell.setting, cell.workload.name, MAIN_PEER))
+        if cell.peer == "ours" and cell.rate and theirs:
+            gains.setdefault(cell.setting, {})[cell.workload.title] = cell.rate / theirs
+    return gains
+
+
+def _draw_gains(axis: Any, gains: Mapping[str, Mapping[str, float]], titles: list[str]) -> None:
+    height = 0.8 / len(gains)
+    for number, (setting, bars) in enumerate(gains.items()):
+        places = [titles.index(title) + (number - (len(gains) - 1) / 2) * height for title in bars]
+        drawn = axis.barh(places, list(bars.values()), height, label=setting)
+        axis.bar_label(drawn, [f" {value:.3g} x" for value in bars.values()], fontsize=6)
+    axis.set_xscale("log")
+    axis.axvline(1, color="black", linewidth=1)
+    axis.margins(x=0.1)
+    axis.set_yticks(range(len(titles)), titles, fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"times as fast as {MAIN_PEER}", fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    axis.legend(fontsize=7)
 
 
 def _draw(axis: Any, cells: list[Cell]) -> None:

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from benchmarks._peers import MAIN_PEER
 from benchmarks._summary import CONCURRENCY, Cell, limit, summarize
-
-# The library that ours stands in for.
-_MAIN_PEER = "s3torchconnector"
 
 _COLUMNS = (
     "",
@@ -60,7 +58,7 @@ def _beside(cells: Sequence[Cell]) -> Iterator[str]:
         rows = []
         for theirs in some:
             mine = ours.get((setting, theirs.workload.name))
-            if theirs.peer == _MAIN_PEER and mine is not None and mine.rate and theirs.rate:
+            if theirs.peer == MAIN_PEER and mine is not None and mine.rate and theirs.rate:
                 unit = mine.workload.unit
                 cpu = _quotient(mine.cpu_seconds_per_unit, theirs.cpu_seconds_per_unit)
                 memory = _quotient(mine.peak_rss_bytes, theirs.peak_rss_bytes)
@@ -68,9 +66,9 @@ def _beside(cells: Sequence[Cell]) -> Iterator[str]:
                 rows.append([mine.workload.title, *rates, _ratio(mine, theirs), cpu, memory])
         if not rows:
             continue
-        yield f"## {setting}: ours beside {_MAIN_PEER}"
+        yield f"## {setting}: ours beside {MAIN_PEER}"
         yield ""
-        yield from _row(["", "ours", _MAIN_PEER, "rate", "CPU time", "peak memory"])
+        yield from _row(["", "ours", MAIN_PEER, "rate", "CPU time", "peak memory"])
         yield from _row(["---", *["---:"] * 5])
         for row in rows:
             yield from _row(row)

@@ -116,7 +116,8 @@ def test_a_checkpoint_of_torch_goes_straight_to_its_destinations(
     dcp.load(target, storage_reader=S3StorageReader(path=root, **options))
     assert target.pop("epoch") == foreign.pop("epoch")
     assert all(torch.equal(target[name], tensor) for name, tensor in foreign.items())
-    assert len(opened) == 2 and max(opened) < MiB, "of the small tensor and the number alone"
+    assert len(opened) == 2, "the small tensor and the number alone"
+    assert max(opened) < MiB
 
 
 class OneTarget:

@@ -21,7 +21,7 @@ NAMES = (
     "runai_model_streamer",
     "local_disk",
 )
-
+MAIN_PEER = "s3torchconnector"  # the library that ours stands in for
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
