@@ -16,7 +16,7 @@ from s3core._credentials import Credentials, CredentialSource
 from s3core._settings import Settings, resolve_settings
 from servers import CountingServer
 
-PAST, SOON, LATER = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (-1, 4, 60))
+PAST, LATER = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (-1, 60))
 
 
 def settings(**config: Any) -> Settings:
@@ -106,7 +106,8 @@ def test_a_source_that_fails_for_a_moment_does_not_end_a_job_whose_credentials_a
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "s3core")
-    old = Credentials("old", "hidden-secret", refresh_at=PAST, expires_at=SOON)
+    soon = datetime.now(UTC) + timedelta(minutes=4)
+    old = Credentials("old", "hidden-secret", refresh_at=PAST, expires_at=soon)
     ask = Source(ConnectionError("no network"), keys("new"))
     source = CredentialSource(settings(credentials=ask), inherited=old)
     assert source.get().access_key_id == "old"  # type: ignore[union-attr]

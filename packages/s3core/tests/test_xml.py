@@ -2,13 +2,22 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from urllib.parse import quote, quote_plus
+from xml.sax.saxutils import escape
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s3core import S3Exception
-from s3core._xml import completion_document, deletion_document, fits_xml, parse_listing, peek_token
+from s3core._xml import (
+    _parse_listing,
+    _scan_listing,
+    completion_document,
+    deletion_document,
+    fits_xml,
+    parse_listing,
+    peek_token,
+)
 
 SPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 keys = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -57,6 +66,33 @@ def test_a_completion_names_each_part(parts: list[tuple[int, str, str | None]]) 
         for part in root.iter(f"{SPACE}Part")
     ]
     assert found == parts
+
+
+@given(names=st.lists(keys.filter(fits_xml)), is_encoded=st.booleans())
+def test_a_page_that_is_scanned_is_what_a_parser_makes_of_it(names: list[str], is_encoded: bool) -> None:
+    body = listing([row(quote(name) if is_encoded else escape(name)) for name in names], encoded=is_encoded)
+    scanned = _scan_listing(body)
+    assert (scanned is None) == ("\r" in body.decode())
+    assert scanned in (None, _parse_listing(body, "LIST"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        row("<![CDATA[a<b]]>"),
+        row("<!-- <Key>c</Key> -->d"),
+        row("a&#13;&#x41;"),
+        row("a").replace("<Contents>", '<Contents id="1">'),
+        row("a").replace("<Size>7</Size>", "<Size/>"),
+        row("a").replace("<", "<s3:").replace("<s3:/", "</s3:"),
+        "<Contents/>",
+        "<CommonPrefixes id='1'><Prefix>f/</Prefix></CommonPrefixes>",
+    ],
+)
+def test_a_page_in_other_words_is_left_to_the_parser(odd: str) -> None:
+    body = listing([row("first"), odd, row("last")])
+    assert _scan_listing(body) is None
+    assert _scan_listing(listing([row("first"), row("last")])) is not None
 
 
 def test_objects_that_lack_an_element_keep_their_columns_apart() -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from html import unescape
 from urllib.parse import unquote_plus
+from xml.sax.saxutils import unescape as unescape_xml
 
 from ._exceptions import S3Exception
 from ._info import ListObjectResult
 
 _TOKEN = re.compile(rb"<NextContinuationToken>([^<]*)</NextContinuationToken>")
+_TRUNCATED = re.compile(rb"IsTruncated>\s*true\s*<", re.IGNORECASE)
+_COLUMNS = ("Size", "ETag", "LastModified", "StorageClass")
+_CELLS = {tag: re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Key", *_COLUMNS)}
+_FOLDERS = re.compile("<CommonPrefixes>\\s*<Prefix>([^<]*)</Prefix>\\s*</CommonPrefixes>")
+_PAGE = re.compile(r"\s*(<\?xml[^>]*\?>)?\s*<ListBucketResult[\s>].*</ListBucketResult>\s*", re.DOTALL)
+_QUOTES = {"&quot;": '"', "&apos;": "'"}
 
 
 class Document:
@@ -56,27 +63,64 @@ def parse_listing(body: bytes, what: str) -> ListObjectResult:
     Raises:
         S3Exception: It is not such a document.
     """
-    document = Document(body, what)
-    if document.name != "ListBucketResult":
-        raise S3Exception(f"{what} failed: the store answered a <{document.name}>; check the endpoint")
-    if (document.text("IsTruncated") or "").strip().lower() == "true" and not peek_token(body):
+    if _TRUNCATED.search(body) and not peek_token(body):
         raise S3Exception(
             f"{what} failed: the store says that there are more keys, but not where they go on; it does not speak "
             "ListObjectsV2"
         )
-    keys = document.texts("Key")
-    columns = [document.texts(tag) for tag in ("Size", "ETag", "LastModified", "StorageClass")]
-    if any(len(column) != len(keys) for column in columns):
-        # Some objects lack an element: slower, object by object.
-        rows = list(document.children("Contents"))
-        keys = [row["Key"] for row in rows]
-        columns = [[row.get(tag, "") for row in rows] for tag in ("Size", "ETag", "LastModified", "StorageClass")]
+    keys, columns, prefixes, encoding = _scan_listing(body) or _parse_listing(body, what)
     sizes, etags, modified, classes = columns
-    prefixes = [row["Prefix"] for row in document.children("CommonPrefixes")]
-    if document.text("EncodingType") == "url":
+    if encoding == "url":
         keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
         prefixes = [unquote_plus(prefix) for prefix in prefixes]
     return ListObjectResult(keys, [int(size or 0) for size in sizes], etags, modified, classes, prefixes)
+
+
+_Listing = tuple[list[str], Sequence[list[str]], list[str], str | None]
+
+
+def _scan_listing(body: bytes) -> _Listing | None:
+    """Read a page as S3 writes it: ten times as fast as a parser, which makes an object of every element.
+
+    Returns:
+        Keys, columns, common prefixes and their encoding; None where anything is not as expected.
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return None
+    # Where text may stand for anything else than itself, or tags have prefixes or attributes, it takes a parser.
+    if any(sign in text for sign in ("<!", "&#", "\r")) or _PAGE.fullmatch(text) is None:
+        return None
+    keys, *columns = (_CELLS[tag].findall(text) for tag in ("Key", *_COLUMNS))
+    prefixes = _FOLDERS.findall(text)
+    counts = len(keys), len(prefixes)
+    if any(
+        (text.count(f"<{tag}"), text.count(f"{tag}>")) != (count, 2 * count)
+        for tag, count in zip(("Contents", "CommonPrefixes"), counts, strict=True)
+    ) or any(len(column) != len(keys) for column in columns):
+        return None
+    if "&" in text:
+        keys, prefixes, *columns = (
+            [unescape_xml(cell, _QUOTES) if "&" in cell else cell for cell in column]
+            for column in (keys, prefixes, *columns)
+        )
+    return keys, columns, prefixes, "url" if "<EncodingType>url</EncodingType>" in text else None
+
+
+def _parse_listing(body: bytes, what: str) -> _Listing:
+    document = Document(body, what)
+    if document.name != "ListBucketResult":
+        raise S3Exception(f"{what} failed: the store answered a <{document.name}>; check the endpoint")
+    keys = document.texts("Key")
+    columns = [document.texts(tag) for tag in _COLUMNS]
+    if any(len(column) != len(keys) for column in columns):
+        # Some objects lack an element: object by object.
+        rows = list(document.children("Contents"))
+        keys = [row["Key"] for row in rows]
+        columns = [[row.get(tag, "") for row in rows] for tag in _COLUMNS]
+    prefixes = [row["Prefix"] for row in document.children("CommonPrefixes")]
+    return keys, columns, prefixes, document.text("EncodingType")
 
 
 def peek_token(body: bytes) -> str | None:
@@ -90,7 +134,7 @@ def peek_token(body: bytes) -> str | None:
     Returns:
         The token; None on the last page.
     """
-    if b"<IsTruncated>true<" not in body:
+    if _TRUNCATED.search(body) is None:
         return None
     token = _TOKEN.search(body)
     return unescape(token.group(1).decode()) if token is not None else None

@@ -134,7 +134,8 @@ class _Lister:
         found: list[str] = []
         for number, page in enumerate(self._client.list_objects(self._bucket, prefix, "/"), 1):
             found += page.common_prefixes
-            if number == _MAX_FOLDER_PAGES or stop.is_set():
+            # A page of keys alone says that there are no folders, or few: looking on would list all of it twice.
+            if not page.common_prefixes or number == _MAX_FOLDER_PAGES or stop.is_set():
                 break
         return found
 
