@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from html import unescape
 from urllib.parse import unquote_plus
-from xml.sax.saxutils import unescape as unescape_xml
 
 from ._exceptions import S3Exception
 from ._info import ListObjectResult
@@ -19,7 +18,8 @@ _COLUMNS = ("Size", "ETag", "LastModified", "StorageClass")
 _CELLS = {tag: re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Key", *_COLUMNS)}
 _FOLDERS = re.compile("<CommonPrefixes>\\s*<Prefix>([^<]*)</Prefix>\\s*</CommonPrefixes>")
 _PAGE = re.compile(r"\s*(<\?xml[^>]*\?>)?\s*<ListBucketResult[\s>].*</ListBucketResult>\s*", re.DOTALL)
-_QUOTES = {"&quot;": '"', "&apos;": "'"}
+# Not `html.unescape`, which knows more names than XML has; the ampersand last, so that nothing is taken twice.
+_ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&amp;": "&"}
 
 
 class Document:
@@ -102,10 +102,15 @@ def _scan_listing(body: bytes) -> _Listing | None:
         return None
     if "&" in text:
         keys, prefixes, *columns = (
-            [unescape_xml(cell, _QUOTES) if "&" in cell else cell for cell in column]
-            for column in (keys, prefixes, *columns)
+            [_plain(cell) if "&" in cell else cell for cell in column] for column in (keys, prefixes, *columns)
         )
     return keys, columns, prefixes, "url" if "<EncodingType>url</EncodingType>" in text else None
+
+
+def _plain(cell: str) -> str:
+    for entity, sign in _ENTITIES.items():
+        cell = cell.replace(entity, sign)
+    return cell
 
 
 def _parse_listing(body: bytes, what: str) -> _Listing:
