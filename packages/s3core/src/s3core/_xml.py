@@ -13,7 +13,7 @@ from ._exceptions import S3Exception
 from ._info import ListObjectResult
 
 _TOKEN = re.compile(rb"<NextContinuationToken>([^<]*)</NextContinuationToken>")
-_TRUNCATED = re.compile(rb"IsTruncated>\s*true\s*<", re.IGNORECASE)
+_TRUNCATED = re.compile(rb"<(?:\w+:)?IsTruncated>\s*true\s*<", re.IGNORECASE)  # the whole tag: a key may hold its name
 _COLUMNS = ("Size", "ETag", "LastModified", "StorageClass")
 _CELLS = {tag: re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Key", *_COLUMNS)}
 _FOLDERS = re.compile("<CommonPrefixes>\\s*<Prefix>([^<]*)</Prefix>\\s*</CommonPrefixes>")
