@@ -1,7 +1,7 @@
 """Signed S3 requests of our own: for every write, for listings, and for keys that obstore cannot say.
 
-The requests go through urllib3, are signed by botocore's pure Python signer, and carry no more than is written here:
-no environment variable or config file changes them.
+The requests go through urllib3 and carry no more than is written here: no environment variable or config file changes
+them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -33,6 +32,7 @@ from ._errors import (
 from ._exceptions import S3ConnectionError, S3Exception
 from ._loading import load, loading
 from ._settings import proxy_for
+from ._signature import sign
 from ._uri import uri_of
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class RestClient:
             url += "?" + "&".join(f"{quote(k, safe='-_.~')}={quote(v, safe='-_.~')}" for k, v in request.query.items())
         headers = self._headers(request)
         if keys is not None:
-            headers = _sign(request.method, url, headers, keys, address.region)
+            headers = sign(request.method, url, headers, keys, address.region)
         pool = self._pool(url)
         parts = urlsplit(url)
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
@@ -359,22 +359,6 @@ def back_off(attempt: int, stop: threading.Event | None = None) -> None:
         time.sleep(seconds)
     else:
         stop.wait(seconds)
-
-
-def _sign(method: str, url: str, headers: dict[str, str], keys: Credentials, region: str) -> dict[str, str]:
-    """Add the headers of Signature Version 4; the payload is covered by its checksum, not by the signature."""
-    load("botocore.auth", "botocore.awsrequest", "botocore.credentials")
-    from botocore.auth import S3SigV4Auth
-    from botocore.awsrequest import AWSRequest
-    from botocore.credentials import Credentials as BotocoreCredentials
-
-    request = AWSRequest(method=method, url=url, headers=headers)
-    request.context["client_config"] = SimpleNamespace(s3={"payload_signing_enabled": False})
-    signer: Callable[..., Any] = S3SigV4Auth
-    signer(BotocoreCredentials(keys.access_key_id, keys.secret_access_key, keys.session_token), "s3", region).add_auth(
-        request
-    )
-    return dict(request.headers.items())
 
 
 def _is_hopeless(error: BaseException) -> bool:

@@ -1,0 +1,97 @@
+"""Signature Version 4 of S3 requests.
+
+https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
+
+Botocore's signer gives the same, as a property test shows; but loading it takes every process 3 MB and 25 ms of CPU
+time, or 120 ms where there is no byte code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from urllib.parse import SplitResult, urlsplit
+
+from ._credentials import Credentials
+
+_ALGORITHM = "AWS4-HMAC-SHA256"
+_SERVICE = "s3"
+# The body is covered by its checksum and, in most cases, by TLS.
+_PAYLOAD = "UNSIGNED-PAYLOAD"
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# What a proxy on the way may change.
+_UNSIGNED_HEADERS = frozenset({"connection", "expect", "transfer-encoding", "user-agent"})
+
+
+def sign(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    keys: Credentials,
+    region: str,
+    *,
+    now: datetime | None = None,
+) -> dict[str, str]:
+    """Add the headers that prove who asks.
+
+    Args:
+        method: HTTP method.
+        url: The URL as it is sent, percent-encoded.
+        headers: The other headers.
+        keys: Access key, secret and, for temporary ones, the session token.
+        region: The region that is asked.
+        now: The time; by default it is now.
+
+    Returns:
+        The headers to send. `Host` is signed and left to the HTTP library, which derives it from the URL.
+    """
+    parts = urlsplit(url)
+    timestamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
+    signed = {**headers, "X-Amz-Date": timestamp, "X-Amz-Content-SHA256": _PAYLOAD}
+    if keys.session_token:
+        signed["X-Amz-Security-Token"] = keys.session_token
+    canonical = {name.lower(): " ".join(value.split()) for name, value in signed.items()}
+    canonical = {name: value for name, value in canonical.items() if name not in _UNSIGNED_HEADERS}
+    canonical["host"] = _host(parts)
+    names = sorted(canonical)
+    request = [
+        method,
+        parts.path,
+        "&".join("=".join(pair) for pair in sorted(_query_pairs(parts.query))),
+        *(f"{name}:{canonical[name]}" for name in names),
+        "",
+        ";".join(names),
+        _PAYLOAD,
+    ]
+    scope = f"{timestamp[:8]}/{region}/{_SERVICE}/aws4_request"
+    digest = hashlib.sha256("\n".join(request).encode()).hexdigest()
+    key = f"AWS4{keys.secret_access_key}".encode()
+    for word in scope.split("/"):
+        key = _hmac(key, word).digest()
+    signature = _hmac(key, "\n".join([_ALGORITHM, timestamp, scope, digest])).hexdigest()
+    signed["Authorization"] = (
+        f"{_ALGORITHM} Credential={keys.access_key_id}/{scope}, SignedHeaders={';'.join(names)}, Signature={signature}"
+    )
+    return signed
+
+
+def _host(parts: SplitResult) -> str:
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"  # an IPv6 address
+    if parts.port is None or parts.port == _DEFAULT_PORTS.get(parts.scheme):
+        return host
+    return f"{host}:{parts.port}"
+
+
+def _query_pairs(query: str) -> list[tuple[str, str]]:
+    if not query:
+        return []
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    return [(name, value) for name, _, value in pairs]
+
+
+def _hmac(key: bytes, text: str) -> hmac.HMAC:
+    return hmac.new(key, text.encode(), hashlib.sha256)
