@@ -106,6 +106,8 @@ def _environment(target: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not (target.get("AWS_ACCESS_KEY_ID") and name.startswith("AWS_")) and not name.lower().endswith("_proxy")
     }
+    # Without byte code each process would compile all that it imports, some of it while it is being measured.
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
     paths = [str(_ROOT / "tests"), *map(str, sorted(_ROOT.glob("packages/*/src"))), kept.get("PYTHONPATH", "")]
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore", **target}
 
