@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import mmap
+import platform
+import sys
 import threading
 from array import array
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,10 @@ from hypothesis import strategies as st
 from s3core._budget import ByteBudget
 from s3core._memory import Destination
 from s3core._pool import Pool, wait_for
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 @given(pieces=st.lists(st.binary(max_size=50), max_size=10))
@@ -35,6 +42,32 @@ def test_slots_fill_their_own_slice_of_a_buffer(make: Callable[[int], Any]) -> N
     destination.slot(6, 10).write(b"WXYZ")
     destination.slot(0, 3).write(memoryview(b"abc"))
     assert bytes(memoryview(buffer)) == b"abc\0\0\0WXYZ"
+
+
+@pytest.mark.parametrize("make", [bytearray, lambda n: mmap.mmap(-1, n)])
+@pytest.mark.parametrize("first", [b"", b"some bytes"])
+def test_a_large_slot_at_any_address_leaves_the_rest_as_it_is(make: Callable[[int], Any], first: bytes) -> None:
+    size, start, end = 3 * 2**20, 12_345, 2 * 2**20 + 1
+    buffer = make(size)
+    view = memoryview(buffer)
+    view[:] = b"x" * size
+    slot = Destination.of_buffer(buffer).slot(start, end)
+    rest = bytes(end - start - len(first))
+    assert slot.write(first)
+    assert slot.write(rest)
+    assert bytes(view) == b"x" * start + first + rest + b"x" * (size - end)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux maps pages at one go")
+def test_a_slot_has_its_pages_mapped_at_its_first_write_and_no_others() -> None:
+    size = 8 * 2**20
+    buffer = mmap.mmap(-1, 4 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    before = resident_bytes()
+    Destination.of_buffer(buffer).slot(size, 2 * size).write(b"x")
+    grown = resident_bytes() - before
+    assert grown < 1.5 * size
+    if tuple(map(int, platform.release().split(".")[:2])) >= (5, 14):
+        assert grown > 0.9 * size
 
 
 def test_a_released_buffer_can_be_resized_or_closed() -> None:
