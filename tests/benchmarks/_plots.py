@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._peers import MAIN_PEER, NAMES, library_of
-from benchmarks._summary import Cell, summarize
+from benchmarks._summary import Cell, beside_main_peer, summarize
 
 _COLUMNS = 4
 
@@ -62,12 +62,9 @@ def write_plots(results: Mapping[str, Any], directory: Path) -> list[Path]:
 
 def _gains(cells: list[Cell]) -> dict[str, dict[str, float]]:
     """How many times as fast ours is as the main peer, by setting and title of the workload."""
-    found = {(cell.setting, cell.workload.name, cell.peer): cell.rate for cell in cells}
     gains: dict[str, dict[str, float]] = {}
-    for cell in cells:
-        theirs = found.get((cell.setting, cell.workload.name, MAIN_PEER))
-        if cell.peer == "ours" and cell.rate and theirs:
-            gains.setdefault(cell.setting, {})[cell.workload.title] = cell.rate / theirs
+    for pair in beside_main_peer(cells):
+        gains.setdefault(pair.ours.setting, {})[pair.ours.workload.title] = pair.gain
     return gains
 
 

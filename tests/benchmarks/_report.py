@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks._peers import MAIN_PEER
-from benchmarks._summary import CONCURRENCY, Cell, limit, summarize
+from benchmarks._summary import CONCURRENCY, Cell, beside_main_peer, limit, summarize
 
 _COLUMNS = (
     "",
@@ -53,25 +53,17 @@ def _head(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _beside(cells: Sequence[Cell]) -> Iterator[str]:
     """What it gains and what it costs to change from the main peer."""
-    ours = _ours(cells)
-    for setting, some in groupby(cells, key=lambda cell: cell.setting):
-        rows = []
-        for theirs in some:
-            mine = ours.get((setting, theirs.workload.name))
-            if theirs.peer == MAIN_PEER and mine is not None and mine.rate and theirs.rate:
-                unit = mine.workload.unit
-                cpu = _quotient(mine.cpu_seconds_per_unit, theirs.cpu_seconds_per_unit)
-                memory = _quotient(mine.peak_rss_bytes, theirs.peak_rss_bytes)
-                rates = _rate(mine.rate, unit), _rate(theirs.rate, unit)
-                rows.append([mine.workload.title, *rates, _ratio(mine, theirs), cpu, memory])
-        if not rows:
-            continue
+    for setting, pairs in groupby(beside_main_peer(cells), key=lambda pair: pair.ours.setting):
         yield f"## {setting}: ours beside {MAIN_PEER}"
         yield ""
         yield from _row(["", "ours", MAIN_PEER, "rate", "CPU time", "peak memory"])
         yield from _row(["---", *["---:"] * 5])
-        for row in rows:
-            yield from _row(row)
+        for pair in pairs:
+            ours, theirs, unit = pair.ours, pair.theirs, pair.ours.workload.unit
+            rates = _rate(pair.our_rate, unit), _rate(pair.their_rate, unit)
+            cpu = _quotient(ours.cpu_seconds_per_unit, theirs.cpu_seconds_per_unit)
+            memory = _quotient(ours.peak_rss_bytes, theirs.peak_rss_bytes)
+            yield from _row([ours.workload.title, *rates, _ratio(ours, theirs), cpu, memory])
         yield ""
 
 

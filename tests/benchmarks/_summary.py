@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks._peers import NAMES, library_of
+from benchmarks._peers import MAIN_PEER, NAMES, library_of
 from benchmarks._workloads import WORKLOADS, Workload
+from s3core import S3ClientConfig
 
-CONCURRENCY = 64  # requests in flight that the limit is reckoned with
+CONCURRENCY = S3ClientConfig().concurrency  # requests in flight that the limit is reckoned with
 _GIB = 2**30
 
 
@@ -69,6 +70,30 @@ def summarize(results: Mapping[str, Any]) -> list[Cell]:
         cells,
         key=lambda c: (settings.index(c.setting), workloads.index(c.workload.name), NAMES.index(library_of(c.peer))),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A workload that ours and the main peer both could do."""
+
+    ours: Cell
+    theirs: Cell
+    our_rate: float
+    their_rate: float
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast ours is."""
+        return self.our_rate / self.their_rate
+
+
+def beside_main_peer(cells: Sequence[Cell]) -> Iterator[Pair]:
+    """Ours with the main peer, setting by setting, in the order of the report."""
+    found = {(cell.setting, cell.workload.name): cell for cell in cells if cell.peer == MAIN_PEER}
+    for ours in cells:
+        theirs = found.get((ours.setting, ours.workload.name))
+        if ours.peer == "ours" and ours.rate and theirs is not None and theirs.rate:
+            yield Pair(ours, theirs, ours.rate, theirs.rate)
 
 
 def limit(results: Mapping[str, Any], cell: Cell) -> float | None:

@@ -6,7 +6,6 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from html import unescape
 from urllib.parse import unquote_plus
 
 from ._exceptions import S3Exception
@@ -142,7 +141,7 @@ def peek_token(body: bytes) -> str | None:
     if _TRUNCATED.search(body) is None:
         return None
     token = _TOKEN.search(body)
-    return unescape(token.group(1).decode()) if token is not None else None
+    return Document(b"<Token>" + token.group(1) + b"</Token>", "listing").root.text if token is not None else None
 
 
 def completion_document(parts: Iterable[tuple[int, str, str | None]], checksum: str | None) -> bytes:
