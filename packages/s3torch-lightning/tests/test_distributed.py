@@ -70,7 +70,7 @@ def test_fabric_saves_and_loads_a_sharded_model_in_every_way(
 ) -> None:
     pytest.importorskip(library)
     server.fault(operation="DeleteObject", times=3, delay_seconds=1)  # what is removed in the background is still there
-    done = run_program("fabric.py", server, [library, run_uri, strategy, *ways])
+    done = run_program("fabric.py", server, [library, run_uri, strategy, "cpu", *ways])
     assert done.returncode == 0, done.stdout + done.stderr
     assert ranks_done(done.stdout) == ["rank 0 is done", "rank 1 is done"]
     keys = server.keys()

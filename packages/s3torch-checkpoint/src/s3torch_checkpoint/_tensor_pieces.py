@@ -44,17 +44,32 @@ class BlockPiece:
         self._staging: torch.Tensor | None = None
 
     def open(self) -> memoryview:
-        """A buffer, pinned where the destination is a CUDA tensor, so that its copy overlaps the next fetch."""
-        self._staging = torch.empty(
-            self.memory_bytes, dtype=torch.uint8, pin_memory=self._target.is_cuda and torch.cuda.is_available()
-        )
+        """A buffer, pinned where the destination is a CUDA tensor: from there its copy runs at the bus's full speed."""
+        self._staging = torch.empty(self.memory_bytes, dtype=torch.uint8, pin_memory=self._target.is_cuda)
         return tensor_buffer(self._staging)
 
     def finish(self) -> None:
-        """Copy the elements to the destination."""
+        """Copy the elements to the destination; they are there when this returns, and the buffer is free."""
         assert self._staging is not None
-        elements = self._staging.view(self._dtype).as_strided(self._block.lengths, self._block.strides)
-        # The allocator of pinned memory keeps the buffer until the copy has happened.
-        self._target.copy_(elements, non_blocking=self._staging.is_pinned())
-        self._staging = None
+        staging, self._staging = self._staging, None
+        if not self._target.is_cuda:
+            self._target.copy_(self._elements(staging))
+        else:
+            if not self._is_copied_as_it_is():
+                # torch would pick the elements out on the CPU, into memory that is not pinned.
+                staging = staging.to(self._target.device, non_blocking=True)
+            self._target.copy_(self._elements(staging), non_blocking=True)
+            # The next pieces are being fetched meanwhile by another thread, so that to wait costs nothing. Otherwise a
+            # device that is busy would keep ever more pinned buffers waiting for their turn.
+            torch.cuda.current_stream(self._target.device).synchronize()
         self._on_done()
+
+    def _elements(self, staging: torch.Tensor) -> torch.Tensor:
+        return staging.view(self._dtype).as_strided(self._block.lengths, self._block.strides)
+
+    def _is_copied_as_it_is(self) -> bool:
+        return (
+            self._target.dtype == self._dtype
+            and self._target.is_contiguous()
+            and self._block.is_dense(self._dtype.itemsize)
+        )

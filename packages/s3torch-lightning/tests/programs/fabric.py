@@ -1,4 +1,7 @@
-"""Two ranks of Fabric save a sharded model and load it, sharded and as one object, strictly and not."""
+"""The ranks of Fabric save a sharded model and load it, sharded and as one object, strictly and not.
+
+Two ranks on CPU; or two that share one GPU, over gloo since NCCL wants one for each; or one rank on a GPU, over NCCL.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ try:
 except ImportError:  # torch 2.4 and 2.5
     from torch.distributed._composable.fsdp import fully_shard
 
-library, uri, strategy_name, *ways = sys.argv[1:]
+library, uri, strategy_name, place, *ways = sys.argv[1:]
+RANKS = 1 if place == "gpu" else 2
 Fabric = importlib.import_module(library).Fabric
 
 import s3torch_lightning.fabric as strategies  # noqa: E402 (after the Lightning that it is to be made for)
@@ -34,14 +38,16 @@ def parallelize(module: Any, mesh: Any) -> Any:
 
 def make(how: str) -> tuple[Any, Any, Any]:
     if IS_FSDP1:
-        strategy = strategies.S3FSDPStrategy(state_dict_type=how)
+        one_gpu = {"parallel_devices": [torch.device("cuda", 0)] * 2, "process_group_backend": "gloo"}
+        strategy = strategies.S3FSDPStrategy(state_dict_type=how, **(one_gpu if place == "shared-gpu" else {}))
     else:
         strategy = strategies.S3ModelParallelStrategy(
-            parallelize, data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=how == "sharded"
+            parallelize, data_parallel_size=RANKS, tensor_parallel_size=1, save_distributed_checkpoint=how == "sharded"
         )
     # The settings may come from a plugin, which the stock strategies refuse.
     plugins = [S3AsyncCheckpoint()] if how == "sharded" else []
-    fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy, plugins=plugins)
+    where = {"accelerator": "cpu", "devices": 2} if place == "cpu" else {"accelerator": "gpu", "devices": 1}
+    fabric = Fabric(**where, strategy=strategy, plugins=plugins)
     fabric.launch()
     return fabric, *fresh(fabric)
 
@@ -50,7 +56,7 @@ def fresh(fabric: Any) -> tuple[Any, Any]:
     torch.manual_seed(fresh.seed)
     fresh.seed += 1
     module: Any = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 1))
-    if IS_FSDP1:  # wrapped here, because the strategy itself asks FSDP for a GPU
+    if IS_FSDP1 and place == "cpu":  # wrapped here, because the strategy itself asks FSDP for a GPU
         module = FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
         optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
         return module, optimizer
@@ -62,7 +68,7 @@ fresh.seed = 1  # type: ignore[attr-defined]
 
 
 def step(fabric: Any, model: Any, optimizer: Any) -> None:
-    loss = model(torch.arange(8.0).reshape(2, 4) + fabric.global_rank).pow(2).mean()
+    loss = model(fabric.to_device(torch.arange(8.0).reshape(2, 4) + fabric.global_rank)).pow(2).mean()
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -1,4 +1,7 @@
-"""Two ranks of a Trainer train a sharded model, resume from `last`, and load it in every way."""
+"""The ranks of a Trainer train a sharded model, resume from `last`, and load it in every way.
+
+Two ranks on CPU; or two that share one GPU, over gloo since NCCL wants one for each; or one rank on a GPU, over NCCL.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ try:
 except ImportError:  # torch 2.4 and 2.5
     from torch.distributed._composable.fsdp import fully_shard
 
-library, uri, strategy_name, how = sys.argv[1:]
+library, uri, strategy_name, how, *more = sys.argv[1:]
+place, precision = more or ("cpu", "32-true")
+RANKS = 1 if place == "gpu" else 2
+STEPS = 32 // RANKS
 pl = importlib.import_module(library)
 callbacks = importlib.import_module(f"{library}.callbacks")
 
@@ -35,7 +41,7 @@ class Tiny(pl.LightningModule):
             mesh = self.device_mesh["data_parallel"]
             for module in (self.net[0], self.net[2], self.net):
                 fully_shard(module, mesh=mesh)
-        elif not isinstance(self.net, FullyShardedDataParallel):
+        elif place == "cpu" and not isinstance(self.net, FullyShardedDataParallel):
             # Wrapped here, because the strategy itself asks FSDP for a GPU.
             self.net = FullyShardedDataParallel(self.net, device_id=torch.device("cpu"), use_orig_params=True)
 
@@ -58,16 +64,19 @@ class Tiny(pl.LightningModule):
 def strategy() -> Any:
     kind = getattr(s3torch_lightning, strategy_name)
     if strategy_name.endswith("FSDPStrategy"):
-        return kind(state_dict_type=how)
-    return kind(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=how == "sharded")
+        one_gpu = {"parallel_devices": [torch.device("cuda", 0)] * 2, "process_group_backend": "gloo"}
+        return kind(state_dict_type=how, **(one_gpu if place == "shared-gpu" else {}))
+    return kind(data_parallel_size=RANKS, tensor_parallel_size=1, save_distributed_checkpoint=how == "sharded")
 
 
 def trainer(epochs: int, other: Any = None) -> Any:
     checkpoint = callbacks.ModelCheckpoint(
         dirpath=uri, monitor="score", save_top_k=2, save_last=True, filename="{step}"
     )
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return pl.Trainer(max_epochs=epochs, devices=2, strategy=other or strategy(), callbacks=[checkpoint], **quiet)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    where = {"accelerator": "cpu", "devices": 2} if place == "cpu" else {"accelerator": "gpu", "devices": 1}
+    where["precision"] = precision
+    return pl.Trainer(max_epochs=epochs, strategy=other or strategy(), callbacks=[checkpoint], **where, **quiet)
 
 
 def weights(trainer: Any) -> list[torch.Tensor]:
@@ -89,7 +98,7 @@ class Weights(pl.Callback):
 def main() -> None:
     if strategy_name == "S3ModelParallelStrategy":
         # Lightning's own strategy would write to a local folder `s3:`.
-        stock = importlib.import_module(f"{library}.strategies").ModelParallelStrategy(2, 1)
+        stock = importlib.import_module(f"{library}.strategies").ModelParallelStrategy(RANKS, 1)
         with pytest.raises(TypeError, match=r"ModelParallelStrategy cannot use s3://.* Use S3ModelParallelStrategy"):
             trainer(1, stock).fit(Tiny())
         assert os.listdir() == [], os.listdir()
@@ -102,12 +111,12 @@ def main() -> None:
     resumed, again = trainer(4), Weights()
     resumed.callbacks.append(again)
     resumed.fit(Tiny(), ckpt_path=Path(f"{uri}/last-v1.ckpt") if how == "sharded" else "last")
-    assert resumed.global_step == 16, resumed.global_step
+    assert resumed.global_step == STEPS, resumed.global_step
     assert all(torch.equal(*pair) for pair in zip(end.kept, again.kept, strict=True))
 
     tester, loaded = trainer(4), Weights()
     tester.callbacks.append(loaded)
-    tester.test(Tiny(), ckpt_path=f"{uri}/step=16.ckpt")
+    tester.test(Tiny(), ckpt_path=f"{uri}/step={STEPS}.ckpt")
     assert all(torch.equal(*pair) for pair in zip(end.kept, loaded.kept, strict=True))
     with pytest.raises(FileNotFoundError, match=f"{uri}/none.ckpt"):
         trainer(4).test(Tiny(), ckpt_path=f"{uri}/none.ckpt")

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import IO, Any, Literal
 
-import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
@@ -279,8 +278,6 @@ class S3StorageReader(StorageReader):
                 allowance_bytes=sum(allowance.values()),
                 etags=etags,
             )
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch.
-            torch.cuda.synchronize()  # copies out of pinned buffers may still be on their way
 
     def _find_payloads(self, items: Sequence[ReadItem]) -> None:
         """Find where the tensors' bytes lie in large items whose writer did not note it."""

@@ -198,8 +198,6 @@ def load_tensors(
     if pieces:
         with TransferProgress(description, total, progress) as bar:
             fetch_pieces(client, chosen[0][0].bucket, pieces, bar, etags=etags)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return tensors
 
 

@@ -167,8 +167,6 @@ class SafeSlice:
         total = sum(piece.want.end - piece.want.start for piece in pieces)
         with TransferProgress(f"Loading {self._entry.name} of {self._file.uri}", total, self._progress) as bar:
             fetch_pieces(self._client, self._file.bucket, pieces, bar, etags=etags)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
         return covering[
             tuple(0 if drop else slice(None, None, step) for step, drop in zip(steps, dropped, strict=True))
         ]
