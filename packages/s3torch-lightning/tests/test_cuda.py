@@ -45,6 +45,7 @@ def test_an_interrupted_training_on_the_gpu_resumes_from_last_to_the_same_weight
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:GPU available but not used")  # it is what is tested
 def test_a_checkpoint_of_the_gpu_is_loaded_on_the_cpu(
     model_class: Any, make_trainer: Any, make_plugin: Any, run_uri: str, options: dict[str, Any]
 ) -> None:
@@ -67,6 +68,7 @@ def test_what_a_busy_gpu_has_yet_to_compute_is_in_the_snapshot_and_what_follows_
     plugin.save_checkpoint({"state_dict": {"weight": weight}}, f"{run_uri}/a.ckpt")
     weight.zero_()
     torch.cuda.synchronize()
+    server.wait_for_requests(1, operation="PutObject")
     server.release()
     plugin.teardown()
     loaded = S3LightningCheckpoint(**options).load_checkpoint(f"{run_uri}/a.ckpt", map_location="cpu")

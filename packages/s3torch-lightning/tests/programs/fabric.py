@@ -69,7 +69,7 @@ fresh.seed = 1  # type: ignore[attr-defined]
 
 def step(fabric: Any, model: Any, optimizer: Any) -> None:
     loss = model(fabric.to_device(torch.arange(8.0).reshape(2, 4) + fabric.global_rank)).pow(2).mean()
-    loss.backward()
+    fabric.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
 

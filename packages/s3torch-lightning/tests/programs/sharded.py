@@ -46,7 +46,7 @@ class Tiny(pl.LightningModule):
             self.net = FullyShardedDataParallel(self.net, device_id=torch.device("cpu"), use_orig_params=True)
 
     def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
-        self.log("score", torch.tensor(100.0 - self.global_step), sync_dist=True)
+        self.log("score", torch.tensor(100.0 - self.global_step, device=self.device), sync_dist=True)
         return (self.net(batch) - batch.sum(1, keepdim=True)).pow(2).mean()
 
     def test_step(self, batch: torch.Tensor, index: int) -> None:
