@@ -100,6 +100,7 @@ def _read(answer: Answer, target: Target, slot: Slot | None, wanted: Callable[[]
     if slot is None:
         destination, filled = Destination.of_new_bytes(length)
         slot = destination.slot(0, length)
+    slot.map_pages()
     for chunk in answer.chunks():
         try:
             if not wanted() or not slot.write(chunk):
