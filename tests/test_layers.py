@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def imports_of(package: Package) -> list[tuple[str, str]]:
     ]
 
 
+@cache  # several tests ask for the same import, and one of torch takes seconds
 def after_import(statement: str) -> dict[str, list[str]]:
     """Run a statement in a fresh interpreter; return the modules loaded and the threads running afterwards."""
     program = (
