@@ -26,8 +26,7 @@ from ._rest import Refused, Request, back_off
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
-# Each chunk takes the GIL from the other threads twice, and is held beside its destination.
-_CHUNK_SIZE = 512 * KiB
+_CHUNK_SIZE = 64 * KiB
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -39,7 +38,7 @@ class Answer:
         info: The object as this answer describes it.
         start: First byte of the range that comes.
         end: One past its last byte.
-        chunks: The body in pieces of about 512 KiB.
+        chunks: The body in pieces of about 64 KiB.
         whole: The body in one piece.
         close: Ends the connection, unless the body was read.
     """

@@ -14,6 +14,10 @@ _SLICE_SECONDS = 0.5
 class Job(Protocol):
     """One request that fills its own place."""
 
+    @property
+    def size(self) -> int:
+        """How many bytes come."""
+
     def run(self) -> int:
         """Do it and return how many bytes came."""
 
@@ -21,7 +25,9 @@ class Job(Protocol):
         """Let nothing more be written; returns when nothing is on its way."""
 
 
-def run_all(pool: Pool, jobs: Iterator[Job], *, progress: Callable[[int], None] | None = None) -> None:
+def run_all(
+    pool: Pool, jobs: Iterator[Job], *, most_bytes: int | None = None, progress: Callable[[int], None] | None = None
+) -> None:
     """Run jobs until all are done.
 
     The jobs are taken in the caller's thread, which may wait for them or use the pool for making them. Twice as many as
@@ -31,24 +37,22 @@ def run_all(pool: Pool, jobs: Iterator[Job], *, progress: Callable[[int], None] 
     Args:
         pool: Where to run them.
         jobs: The jobs, taken one by one as others end.
+        most_bytes: Bound of the bytes of the jobs that are handed over, unless one job alone exceeds it; None for none.
         progress: Called in the caller's thread with the bytes of each job that ended.
 
     Raises:
         BaseException: The first job's error. Whatever is raised, no job writes a byte after it.
     """
-    batch = _Batch(pool)
+    batch = _Batch(pool, most_bytes)
     try:
-        more = True
-        while more or batch.running:
-            if more and len(batch.running) < 2 * pool.size:
-                job = next(jobs, None)
-                if job is None:
-                    more = False
-                else:
-                    batch.launch(job)
-            count = batch.poll(wait=not more or len(batch.running) >= 2 * pool.size)
+        job = next(jobs, None)
+        while job is not None or batch.running:
+            is_launched = job is not None and batch.launch(job)
+            count = batch.poll(wait=not is_launched)
             if count is not None and progress is not None:
                 progress(count)
+            if is_launched:
+                job = next(jobs, None)
     except BaseException:
         batch.stop()
         raise
@@ -57,16 +61,23 @@ def run_all(pool: Pool, jobs: Iterator[Job], *, progress: Callable[[int], None] 
 class _Batch:
     """The jobs on their way; only the caller's thread touches `running`."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, most_bytes: int | None) -> None:
         self.running: set[Job] = set()
+        self._bytes = 0
+        self._most_bytes = most_bytes
         self._pool = pool
         self._stopped = False
         self._ended: SimpleQueue[tuple[Job, int | BaseException]] = SimpleQueue()
 
-    def launch(self, job: Job) -> None:
-        """Hand a job to the pool."""
+    def launch(self, job: Job) -> bool:
+        """Hand a job to the pool, unless so much is on its way that it has to wait."""
+        is_over = self._most_bytes is not None and self._bytes + job.size > self._most_bytes
+        if self.running and (is_over or len(self.running) >= 2 * self._pool.size):
+            return False
         self.running.add(job)
+        self._bytes += job.size
         self._pool.submit(self._run, job)
+        return True
 
     def poll(self, *, wait: bool) -> int | None:
         """Take note of a job that ended.
@@ -88,6 +99,7 @@ class _Batch:
                     continue
                 return None
             self.running.discard(job)
+            self._bytes -= job.size
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome

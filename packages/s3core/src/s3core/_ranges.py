@@ -13,7 +13,7 @@ from ._fetch import Stopped, fetch
 from ._head import Target, changed_error
 from ._info import ObjectInfo
 from ._memory import Destination, Slot
-from ._plan import split_range
+from ._plan import plan_bytes_in_flight, split_range
 from ._uri import check_bucket, check_key, uri_of
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ class FillJob:
         self._etag = etag
         self._on_answer = on_answer
 
+    @property
+    def size(self) -> int:
+        """The slot's size."""
+        return self._slot.size
+
     def run(self) -> int:
         """Fill the slot, whole."""
         slot, end = self._slot, self._start + self._slot.size
@@ -117,18 +122,23 @@ def fill_range(
         FillJob(runtime, target, low, destination.slot(offset + low - start, offset + high - start), etag)
         for low, high in split_range(start, end, runtime.config.part_size)
     )
-    run_all(runtime.pool, jobs)
+    run_all(runtime.pool, jobs, most_bytes=_most_bytes(runtime))
 
 
 def read_ranges(runtime: Runtime, reads: Iterable[RangeRead], progress: Callable[[int], None] | None = None) -> None:
     """Carry out many reads at once; see `S3Client.read_ranges`."""
     destinations: list[Destination] = []
     try:
-        run_all(runtime.pool, _plan_jobs(runtime, reads, destinations), progress=progress)
+        jobs = _plan_jobs(runtime, reads, destinations)
+        run_all(runtime.pool, jobs, most_bytes=_most_bytes(runtime), progress=progress)
     except Exception:
         _release(destinations)
         raise
     _release(destinations)
+
+
+def _most_bytes(runtime: Runtime) -> int:
+    return plan_bytes_in_flight(runtime.config.part_size, runtime.config.concurrency)
 
 
 def _release(destinations: list[Destination]) -> None:

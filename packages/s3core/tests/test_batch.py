@@ -1,0 +1,93 @@
+"""Jobs on a pool: how many at a time, and what an error stops."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s3core._batch import run_all
+from s3core._plan import plan_bytes_in_flight
+from s3core._pool import Pool
+
+
+class Gauge:
+    """How many bytes are on their way, and were at most."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+
+    def add(self, size: int) -> None:
+        with self.lock:
+            self.now += size
+            self.most = max(self.most, self.now)
+
+
+class SizedJob:
+    def __init__(self, gauge: Gauge, size: int) -> None:
+        self.gauge = gauge
+        self.size = size
+        self.is_stopped = False
+
+    def run(self) -> int:
+        self.gauge.add(-self.size)
+        return self.size
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(0, 20), max_size=40), most=st.integers(1, 30), threads=st.integers(1, 4))
+def test_no_more_bytes_are_handed_over_than_the_bound_allows(sizes: list[int], most: int, threads: int) -> None:
+    gauge = Gauge()
+    came: list[int] = []
+
+    def jobs() -> Iterator[SizedJob]:
+        for size in sizes:
+            yield SizedJob(gauge, size)
+
+    class CountingPool(Pool):
+        def submit(self, call, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+            gauge.add(args[0].size)
+            return super().submit(call, *args, **kwargs)
+
+    run_all(CountingPool(threads), jobs(), most_bytes=most, progress=came.append)
+    assert sorted(came) == sorted(sizes)
+    assert gauge.now == 0
+    assert gauge.most <= max([most, *sizes])
+
+
+def test_short_ranges_take_all_connections_and_parts_half_of_them() -> None:
+    assert plan_bytes_in_flight(8, 128) == 64 * 8
+    assert plan_bytes_in_flight(8, 1) == 8
+    pool, most = Pool(4), plan_bytes_in_flight(100, 4)
+    together = threading.Barrier(4, timeout=30)
+
+    class Meeting(SizedJob):
+        def run(self) -> int:
+            together.wait()
+            return super().run()
+
+    run_all(pool, iter([Meeting(Gauge(), 10) for _ in range(8)]), most_bytes=most)
+
+
+def test_the_first_error_stops_the_jobs_that_wait_for_room() -> None:
+    made = []
+
+    class Failing(SizedJob):
+        def run(self) -> int:
+            raise OSError("no")
+
+    def jobs() -> Iterator[SizedJob]:
+        for _ in range(10):
+            made.append(Failing(Gauge(), 10))
+            yield made[-1]
+
+    with pytest.raises(OSError, match="no"):
+        run_all(Pool(2), jobs(), most_bytes=10)
+    assert len(made) <= 2
