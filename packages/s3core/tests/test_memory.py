@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3core._budget import ByteBudget
-from s3core._memory import Destination
+from s3core._memory import Destination, new_buffer
 from s3core._pool import Pool, wait_for
 
 
@@ -42,6 +42,15 @@ def test_slots_fill_their_own_slice_of_a_buffer(make: Callable[[int], Any]) -> N
     destination.slot(6, 10).write(b"WXYZ")
     destination.slot(0, 3).write(memoryview(b"abc"))
     assert bytes(memoryview(buffer)) == b"abc\0\0\0WXYZ"
+
+
+@pytest.mark.parametrize("size", [0, 5, 3 * 2**20])
+def test_a_new_buffer_begins_as_it_is_told_and_can_be_filled_and_cut(size: int) -> None:
+    buffer = new_buffer(size, b"start"[:size])
+    assert (type(buffer), len(buffer), bytes(buffer[:5])) == (bytearray, size, b"start"[:size])
+    buffer[:] = bytes(size)
+    del buffer[size // 2 :]
+    assert buffer == bytes(size // 2)
 
 
 @pytest.mark.parametrize("make", [bytearray, lambda n: mmap.mmap(-1, n)])

@@ -39,6 +39,9 @@ _release_buffer.restype = None
 _new_bytes = _api.PyBytes_FromStringAndSize
 _new_bytes.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
 _new_bytes.restype = ctypes.py_object
+_new_bytearray = _api.PyByteArray_FromStringAndSize
+_new_bytearray.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
+_new_bytearray.restype = ctypes.py_object
 _bytes_address = _api.PyBytes_AsString
 _bytes_address.argtypes = (ctypes.py_object,)
 _bytes_address.restype = ctypes.c_void_p
@@ -57,6 +60,17 @@ def _find_madvise() -> Any:
 
 
 _madvise = _find_madvise()
+
+
+def new_buffer(size: int, start: bytes | bytearray = b"") -> bytearray:
+    """Make a `bytearray` that begins with some bytes and whose other contents are still to come.
+
+    `bytearray(size)` would clear it first, by a fault for each page.
+    """
+    buffer: bytearray = _new_bytearray(None, size)
+    Destination.of_buffer(buffer).slot(0, size).map_pages()
+    buffer[: len(start)] = start
+    return buffer
 
 
 class Destination:

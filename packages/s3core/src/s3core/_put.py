@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ._exceptions import S3Exception
 from ._head import Target
 from ._headers import checksum_headers, checksum_of, creation_headers
-from ._memory import Destination
+from ._memory import Destination, new_buffer
 from ._multipart import MultipartUpload
 from ._plan import MAX_PARTS, plan_part_size, plan_parts_in_flight
 from ._pool import wait_for
@@ -228,6 +228,8 @@ class PutObjectStream:
                 self._buffer = self._take_buffer()
             count = min(len(view) - offset, self._part_size - self._filled)
             piece = view[offset : offset + count]
+            if self._filled + count == self._part_size > len(self._buffer):
+                self._buffer = new_buffer(self._part_size, self._buffer)
             if len(self._buffer) == self._part_size:
                 Destination.of_buffer(self._buffer).slot(self._filled, self._filled + count).write(piece)
             else:
@@ -264,7 +266,7 @@ class PutObjectStream:
         if in_flight < self._most_in_flight and (in_flight == 0 or self._runtime.budget.try_take(self._part_size)):
             if in_flight:
                 self._charge += self._part_size
-            return bytearray(self._part_size)
+            return new_buffer(self._part_size)
         while True:
             self._upload.wait_below(in_flight)
             try:
