@@ -61,6 +61,10 @@ class Peer:
         """List all keys under a prefix with their sizes, and count them as they come."""
         self._cannot("count_keys")
 
+    def count_objects(self, name: str) -> int:
+        """Make a map-style dataset of all objects under a prefix, and ask for its length."""
+        self._cannot("count_objects")
+
     # One object.
 
     def read(self, name: str) -> Bytes:

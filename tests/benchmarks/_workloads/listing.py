@@ -1,4 +1,4 @@
-"""A listing of very many keys."""
+"""A listing of very many keys: page by page, and into the index of a dataset."""
 
 from __future__ import annotations
 
@@ -20,4 +20,15 @@ def _list(peer: Peer, meter: Meter) -> None:
     check(not is_whole or meter.units == expected, f"{meter.units} keys were listed instead of {expected}")
 
 
-WORKLOADS = [Workload("list", "listing", "keys", "count_keys", _list, ("listed",))]
+def _index(peer: Peer, meter: Meter) -> None:
+    expected = peer.target.folder("listed").count
+    meter.start()
+    meter.tick(peer.count_objects("listed/"), 0)
+    meter.stop()
+    check(meter.units == expected, f"the dataset has {meter.units} objects instead of {expected}")
+
+
+WORKLOADS = [
+    Workload("list", "listing, page by page", "keys", "count_keys", _list, ("listed",)),
+    Workload("index", "listing into a map-style dataset", "keys", "count_objects", _index, ("listed",)),
+]
