@@ -52,9 +52,12 @@ def sign(
     signed = {**headers, "X-Amz-Date": timestamp, "X-Amz-Content-SHA256": _PAYLOAD}
     if keys.session_token:
         signed["X-Amz-Security-Token"] = keys.session_token
-    canonical = {name.lower(): " ".join(value.split()) for name, value in signed.items()}
-    canonical = {name: value for name, value in canonical.items() if name not in _UNSIGNED_HEADERS}
-    canonical["host"] = _host(parts)
+    canonical = {"host": _host(parts)}
+    for name, value in signed.items():
+        if name.lower() not in _UNSIGNED_HEADERS:
+            # Names that differ in case are one header to the store.
+            before = f"{canonical[name.lower()]}," if name.lower() in canonical else ""
+            canonical[name.lower()] = before + " ".join(value.split())
     names = sorted(canonical)
     request = [
         method,
