@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from s3core import PutObjectStream, S3Client, S3Exception
 from servers import CountingServer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
@@ -148,4 +151,33 @@ def test_an_interrupt_at_any_instruction_leaves_no_upload(
         counting_server.bucket,
     )
     assert output == "True True\n"
+    assert counting_server.uploads() == []
+
+
+@pytest.mark.parametrize("size", [1000, 6 * MiB, 11 * MiB])
+def test_a_write_that_was_interrupted_twice_is_never_completed(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], size: int
+) -> None:
+    """The first interrupt tears the write, the second keeps that from being noted."""
+    stream = make_client(counting_server, part_size=5 * MiB).put_object(counting_server.bucket, "key")
+    stream.write(b"whole")
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if event == "line" and frame.f_code.co_name == "_append" and frame.f_locals.get("offset"):
+            raise KeyboardInterrupt
+        return trace if "s3core" in frame.f_code.co_filename else None
+
+    with mock.patch.object(PutObjectStream, "_fail", side_effect=KeyboardInterrupt) as failing:
+        sys.settrace(trace)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                stream.write(bytes(size))
+        finally:
+            sys.settrace(None)
+    failing.assert_called_once()
+    with pytest.raises(S3Exception, match="interrupted"):
+        stream.write(b"more")
+    with pytest.raises(S3Exception, match="interrupted"):
+        stream.close()
+    assert counting_server.keys() == []
     assert counting_server.uploads() == []

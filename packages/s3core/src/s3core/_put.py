@@ -67,6 +67,7 @@ class PutObjectStream:
         self._number = 0
         self._size = 0
         self._error: BaseException | None = None
+        self._is_torn = False  # While a write is not all here; for good when Ctrl-C keeps it from being noted.
         self._aborted = False
         self._closed = False
 
@@ -109,7 +110,9 @@ class PutObjectStream:
             self._check_open()
             try:
                 self._check_size(len(view))
+                self._is_torn = True
                 self._append(view)
+                self._is_torn = False
             except BaseException as error:
                 self._fail(error)
                 raise
@@ -127,6 +130,8 @@ class PutObjectStream:
         with self._lock:
             if self._closed:
                 return
+            if self._is_torn and self._error is None:
+                self._fail(S3Exception("it was interrupted"))
             if self._error is not None:
                 self._closed = True
                 raise S3Exception(
@@ -157,8 +162,9 @@ class PutObjectStream:
         if error is None:
             self.close()
         else:
-            # Ctrl-C wants to be through at once; the abort then goes on in the background.
-            self._abort(timeout=30.0 if isinstance(error, Exception) else _INTERRUPT_SECONDS)
+            # Ctrl-C wants to be through at once; the abort then goes on in the background. A write has waited already.
+            seconds = _INTERRUPT_SECONDS if self._error is None else 0.0
+            self._abort(timeout=30.0 if isinstance(error, Exception) else seconds)
 
     def __del__(self) -> None:
         if not self._closed and self._runtime.pid == os.getpid() and self._upload is not None:
@@ -200,6 +206,8 @@ class PutObjectStream:
     def _check_open(self) -> None:
         if self._closed or self._aborted:
             raise ValueError(f"the upload of {self._target.uri} is closed")
+        if self._is_torn and self._error is None:
+            self._fail(S3Exception("it was interrupted"))
         if self._error is not None:
             raise S3Exception(f"the upload of {self._target.uri} failed before: {self._error}") from self._error
 
@@ -228,8 +236,8 @@ class PutObjectStream:
                 self._buffer = self._take_buffer()
             count = min(len(view) - offset, self._part_size - self._filled)
             piece = view[offset : offset + count]
-            if self._filled + count == self._part_size > len(self._buffer):
-                self._buffer = new_buffer(self._part_size, self._buffer)
+            if count == self._part_size > len(self._buffer):
+                self._buffer = new_buffer(self._part_size)
             if len(self._buffer) == self._part_size:
                 Destination.of_buffer(self._buffer).slot(self._filled, self._filled + count).write(piece)
             else:
@@ -283,7 +291,7 @@ class PutObjectStream:
         self._upload.complete(self._size)
 
     def _put_at_once(self) -> None:
-        body = bytes(self._buffer)
+        body = bytes(memoryview(self._buffer)[: self._filled])
         headers = {**self._headers, **checksum_headers(self._checksum, checksum_of(body, self._checksum))}
         stop = threading.Event()
         request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body, stop=stop)
