@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3core._batch import run_all
-from s3core._plan import plan_bytes_in_flight
+from s3core._plan import READ_PARTS, plan_bytes_in_flight
 from s3core._pool import Pool
 
 
@@ -62,10 +62,8 @@ def test_no_more_bytes_are_handed_over_than_the_bound_allows(sizes: list[int], m
     assert gauge.most <= max([most, *sizes])
 
 
-def test_short_ranges_take_all_connections_and_parts_half_of_them() -> None:
-    assert plan_bytes_in_flight(8, 128) == 64 * 8
-    assert plan_bytes_in_flight(8, 1) == 8
-    pool, most = Pool(4), plan_bytes_in_flight(100, 4)
+@pytest.mark.parametrize("size", [1, 100])
+def test_as_many_jobs_run_together_as_the_bound_allows_again_and_again(size: int) -> None:
     together = threading.Barrier(4, timeout=30)
 
     class Meeting(SizedJob):
@@ -73,11 +71,18 @@ def test_short_ranges_take_all_connections_and_parts_half_of_them() -> None:
             together.wait()
             return super().run()
 
-    run_all(pool, iter([Meeting(Gauge(), 10) for _ in range(8)]), most_bytes=most)
+    most = plan_bytes_in_flight(100, 4)
+    run_all(Pool(4), iter([Meeting(Gauge(), size) for _ in range(12)]), most_bytes=most)
+
+
+def test_parts_take_all_connections_up_to_a_number() -> None:
+    assert plan_bytes_in_flight(8, 1) == 8
+    assert plan_bytes_in_flight(8, 16) == 16 * 8
+    assert plan_bytes_in_flight(8, 256) == READ_PARTS * 8
 
 
 def test_the_first_error_stops_the_jobs_that_wait_for_room() -> None:
-    made = []
+    made: list[SizedJob] = []
 
     class Failing(SizedJob):
         def run(self) -> int:
@@ -91,3 +96,4 @@ def test_the_first_error_stops_the_jobs_that_wait_for_room() -> None:
     with pytest.raises(OSError, match="no"):
         run_all(Pool(2), jobs(), most_bytes=10)
     assert len(made) <= 2
+    assert all(job.is_stopped for job in made[1:])

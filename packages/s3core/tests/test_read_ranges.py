@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import random
+import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s3core import NoSuchKeyError, ObjectChangedError, RangeRead, S3Client, S3Exception
+from s3core._plan import READ_PARTS
 from servers import CountingServer
 
 MiB = 2**20
@@ -161,3 +165,29 @@ def test_buffers_are_free_again_when_the_reads_return_or_fail(client: S3Client, 
         client.read_ranges([RangeRead(bucket, "folder/1", 0, buffer), RangeRead(bucket, "missing", 0, bytearray(1))])
     except NoSuchKeyError:
         buffer.append(0)
+
+
+def test_no_more_parts_are_on_their_way_than_help(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    counting_server.put("short", b"x")
+    client = make_client(counting_server, part_size=PART, max_concurrency=READ_PARTS + 36)
+    buffer = mmap.mmap(-1, 100 * PART)
+    failures: list[S3Exception] = []
+
+    def read() -> None:
+        try:
+            client.read_ranges([RangeRead(counting_server.bucket, "short", 0, buffer)])
+        except S3Exception as error:
+            failures.append(error)
+
+    counting_server.fault(operation="GetObject", hold=True)
+    reading = threading.Thread(target=read)
+    reading.start()
+    counting_server.wait_for_requests(READ_PARTS, operation="GetObject")
+    time.sleep(0.3)
+    assert len(counting_server.requests) == READ_PARTS
+    while reading.is_alive():
+        counting_server.release()
+        reading.join(0.01)
+    assert "shorter" in str(failures[0])

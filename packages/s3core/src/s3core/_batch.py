@@ -30,9 +30,9 @@ def run_all(
 ) -> None:
     """Run jobs until all are done.
 
-    The jobs are taken in the caller's thread, which may wait for them or use the pool for making them. Twice as many as
-    the pool has threads are handed over ahead, so that no thread waits for the caller; the others are not, so that
-    other users of the pool get their turn.
+    The jobs are taken in the caller's thread, which may wait for them or use the pool for making them. At most twice as
+    many as the pool has threads are handed over, so that no thread waits for the caller, and other users of the pool
+    get their turn.
 
     Args:
         pool: Where to run them.
@@ -63,7 +63,7 @@ class _Batch:
 
     def __init__(self, pool: Pool, most_bytes: int | None) -> None:
         self.running: set[Job] = set()
-        self._bytes = 0
+        self._bytes_handed_over = 0
         self._most_bytes = most_bytes
         self._pool = pool
         self._stopped = False
@@ -71,11 +71,11 @@ class _Batch:
 
     def launch(self, job: Job) -> bool:
         """Hand a job to the pool, unless so much is on its way that it has to wait."""
-        is_over = self._most_bytes is not None and self._bytes + job.size > self._most_bytes
+        is_over = self._most_bytes is not None and self._bytes_handed_over + job.size > self._most_bytes
         if self.running and (is_over or len(self.running) >= 2 * self._pool.size):
             return False
         self.running.add(job)
-        self._bytes += job.size
+        self._bytes_handed_over += job.size
         self._pool.submit(self._run, job)
         return True
 
@@ -99,7 +99,7 @@ class _Batch:
                     continue
                 return None
             self.running.discard(job)
-            self._bytes -= job.size
+            self._bytes_handed_over -= job.size
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome

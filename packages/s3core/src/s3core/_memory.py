@@ -48,6 +48,7 @@ _bytes_address.restype = ctypes.c_void_p
 
 # Maps the pages of a range at one go. Linux 5.14: https://man7.org/linux/man-pages/man2/madvise.2.html
 _MADV_POPULATE_WRITE = 23
+_MAPPED_AT_ONCE = 8 * 2**20
 
 
 def _find_madvise() -> Any:
@@ -62,14 +63,10 @@ def _find_madvise() -> Any:
 _madvise = _find_madvise()
 
 
-def new_buffer(size: int, start: bytes | bytearray = b"") -> bytearray:
-    """Make a `bytearray` that begins with some bytes and whose other contents are still to come.
-
-    `bytearray(size)` would clear it first, by a fault for each page.
-    """
+def new_buffer(size: int) -> bytearray:
+    """Make a `bytearray` whose contents are still to come; `bytearray(size)` would clear it, with a fault per page."""
     buffer: bytearray = _new_bytearray(None, size)
     Destination.of_buffer(buffer).slot(0, size).map_pages()
-    buffer[: len(start)] = start
     return buffer
 
 
@@ -179,15 +176,19 @@ class Slot:
             _release_buffer(source)
 
     def map_pages(self) -> None:
-        """Have the system map the pages that are about to be filled, where it can; faults of one page each cost more.
+        """Have the system map the pages that are about to be filled, where it can: cheaper than a fault for each.
 
-        1 GiB of new memory took 0.39 s of CPU time to fill so, and 0.60 s by faults. Memory in use stays as it is.
+        """Have the system map the pages that are about to be filled, where it can; a fault for each costs more.
+        asking takes 0.03 s.
         """
         start = -(-self._address // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (self._address + self.size) // mmap.PAGESIZE * mmap.PAGESIZE
-        with self._lock:
-            if self._open and start < end and _madvise is not None:
-                _madvise(start, end - start, _MADV_POPULATE_WRITE)  # An older kernel refuses, which is no loss.
+        for low in range(start, end, _MAPPED_AT_ONCE):
+            with self._lock:  # not for longer, since `close` waits for it, after Ctrl-C too
+                if not self._open or _madvise is None:
+                    return
+                if _madvise(low, min(_MAPPED_AT_ONCE, end - low), _MADV_POPULATE_WRITE):
+                    return  # An older kernel refuses, which is no loss.
 
     def restart(self) -> None:
         """Begin again from the slot's first byte."""

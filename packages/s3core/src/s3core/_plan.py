@@ -15,6 +15,9 @@ MAX_COPY_SIZE = 5 * GiB
 FIRST_RANGE = 256 * KiB
 # The most parts that a stream reads ahead: 128 MiB at 8 MiB each, 1 GB/s at 30 ms and 90 MB/s per connection.
 WINDOW_PARTS = 16
+# The most parts on their way into place. More of them wait for one another: 64 fill 1 GiB at 1.9 GB/s, 128 at 1.3 and
+# 32 at 1.7, with 16 cores, in a new process, at 30 ms and 90 MB/s per connection.
+READ_PARTS = 64
 # The most parts of one upload on their way: 256 MiB at 8 MiB each, 1.2 GB/s at 30 ms and 90 MB/s per connection.
 UPLOAD_PARTS = 32
 
@@ -78,10 +81,7 @@ def plan_part_size(part_size: int, size_hint: int | None) -> int:
 
 
 def plan_bytes_in_flight(part_size: int, concurrency: int) -> int:
-    """How many bytes of ranges may be on their way into place at a time: parts for half of the connections.
-
-    More of them only wait for one another: by default 64 parts of 8 MiB fill 1 GiB at 1.9 GB/s, 128 at 1.3 (16 cores, a
-    new process, 30 ms and 90 MB/s per connection). Short ranges, which wait for the first byte, take all connections.
+    """How many bytes of ranges may be on their way into place at a time; short ones still take all connections.
 
     Args:
         part_size: Bytes per part.
@@ -90,7 +90,7 @@ def plan_bytes_in_flight(part_size: int, concurrency: int) -> int:
     Returns:
         A number of bytes of at least one part.
     """
-    return max(1, concurrency // 2) * part_size
+    return min(READ_PARTS, concurrency) * part_size
 
 
 def plan_parts_in_flight(part_size: int, concurrency: int, memory_limit: int) -> int:
