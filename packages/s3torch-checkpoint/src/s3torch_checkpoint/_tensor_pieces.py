@@ -29,6 +29,12 @@ class PlainPiece:
         self._on_done()
 
 
+def settle(tensor: torch.Tensor) -> None:
+    """Wait until what was copied to a tensor is there for every stream; on the CPU it is."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
+
+
 class BlockPiece:
     """Bytes that hold a block of elements for a destination elsewhere: another device, dtype, or stride."""
 
@@ -61,7 +67,7 @@ class BlockPiece:
             self._target.copy_(self._elements(staging), non_blocking=True)
             # The next pieces are being fetched meanwhile by another thread, so that to wait costs nothing. Otherwise a
             # device that is busy would keep ever more pinned buffers waiting for their turn.
-            torch.cuda.current_stream(self._target.device).synchronize()
+            settle(self._target)
         self._on_done()
 
     def _elements(self, staging: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ def trainer(epochs: int, other: Any = None) -> Any:
     where = {"accelerator": "cpu", "devices": 2} if place == "cpu" else {"accelerator": "gpu", "devices": 1}
     where["precision"] = precision
     # With one rank on a GPU, fully_shard looks at the version of a tensor, which those of inference mode do not have.
-    where["inference_mode"] = False
+    where["inference_mode"] = place != "gpu"
     return pl.Trainer(max_epochs=epochs, strategy=other or strategy(), callbacks=[checkpoint], **where, **quiet)
 
 

@@ -15,7 +15,7 @@ from .._errors import CorruptCheckpointError
 from .._fetch_plan import Want
 from .._memory import is_plain, tensor_buffer
 from .._region import cut_region
-from .._tensor_pieces import BlockPiece, PlainPiece
+from .._tensor_pieces import BlockPiece, PlainPiece, settle
 from ._payload import Payload, payload_of
 from ._sharing import BLOCK_BYTES
 
@@ -126,6 +126,7 @@ class ItemReader:
                     tensor = tensor.narrow(dimension, offset, length)
             target = self._target(item, key)
             target.copy_(tensor)
+            settle(target)
             self.planner.commit_tensor(item, target)
 
         return WholePiece(Want(key, info.offset, info.offset + info.length), use)
