@@ -155,7 +155,10 @@ class Client:
         if delimiter:
             yield ListObjectResult([], [], [], [], [], [f"train/images/class-{number:04}/" for number in range(100)])
             return
-        begin = 0 if start_after is None else int(start_after[-5:-1]) * in_folder
+        begin = 0
+        if start_after is not None:  # a folder, or a key in it
+            folder, _, name = start_after.rpartition("/")
+            begin = int(folder[-4:]) * in_folder + (int(name[:-4]) + 1 if name else 0)
         for first in range(begin, rows, 1000):
             page = range(first, min(first + 1000, rows))
             keys = [f"train/images/class-{row // in_folder:04}/{row % in_folder:015}.jpg" for row in page]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
 from s3core import S3Client, S3ClientConfig
 from s3torch_datasets.__about__ import __version__
+from s3torch_datasets._background_listing import BackgroundListing
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._complete_index import complete_index
 from s3torch_datasets._disk_cache import DiskCache
 from s3torch_datasets._errors import ErrorHandler
 from s3torch_datasets._index import ObjectIndex
+from s3torch_datasets._listing import PrefixObjects
 from s3torch_datasets._look_ahead import LookAhead
 from s3torch_datasets._manifest_write import write_manifest
 from s3torch_datasets._object_source import ObjectSource
@@ -127,6 +130,17 @@ class ObjectDataset(Generic[T_co]):
             objects = (one for one in objects if object_filter.accepts(one))
         return ObjectIndex.of(objects)
 
+    def _follow_listing(self) -> BackgroundListing | None:
+        """Returns the listing whose objects can be used while it goes on; None where the index comes otherwise."""
+        source = self._get_dataset_objects
+        if not isinstance(source, PrefixObjects):
+            return None
+        return self._shared_index.follow(
+            lambda: source.start_listing(
+                self._get_client(), self._settings.object_filter, progress=self._shows_progress()
+            )
+        )
+
     def _shows_progress(self) -> bool:
         """Whether this process may show a bar, as far as the dataset can tell."""
         return self._settings.progress
@@ -151,17 +165,21 @@ class ObjectDataset(Generic[T_co]):
     def _source(self, row: int) -> ObjectSource:
         return ObjectSource(self._get_client(), self.index[row], self._cache)
 
-    def _look_ahead(self, objects: Iterable[S3BucketKeyData]) -> LookAhead:
+    def _look_ahead(self, objects: Iterable[S3BucketKeyData], is_ready: Callable[[], bool] = lambda: True) -> LookAhead:
         client = self._get_client()
-        return self._look_ahead_over(ObjectSource(client, one, self._cache) for one in objects)
+        # Not a generator, which an error would end, and the iteration with it.
+        return self._look_ahead_over(map(partial(ObjectSource, client, cache=self._cache), objects), is_ready)
 
-    def _look_ahead_over(self, sources: Iterable[ObjectSource]) -> LookAhead:
+    def _look_ahead_over(
+        self, sources: Iterable[ObjectSource], is_ready: Callable[[], bool] = lambda: True
+    ) -> LookAhead:
         workers = find_worker()[1]
         return LookAhead(
             iter(sources),
             max_objects=max(1, self._config.concurrency // workers),
             max_bytes=self._config.memory_limit // _LOOK_AHEAD_SHARE // workers,
             part_size_bytes=self._config.part_size,
+            is_ready=is_ready,
         )
 
     def _sample_of(self, source: ObjectSource) -> T_co:

@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from s3core import S3ClientConfig
+from s3torch_datasets._background_listing import BackgroundListing
 from s3torch_datasets._dataset import GetDatasetObjects, ObjectDataset, T_co
 from s3torch_datasets._epoch import SharedEpoch
 from s3torch_datasets._options import IterationSettings
@@ -86,8 +87,13 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
                 "the workers of a DataLoader iterated copies of this dataset, and only they know how far they are; "
                 "use torchdata's StatefulDataLoader and its state_dict(), or num_workers=0"
             )
-        if self._progress is not None:
-            return to_state(self._progress, self._order())
+        progress = self._progress
+        if progress is not None:
+            if progress.listing is not None:
+                total = len(progress.listing.wait_for_index())
+                progress.shard = plan_shard(total, progress.place, self._settings.shard_remainder)
+                progress.listing = None
+            return to_state(progress, self._order())
         if self._resume is not None:
             return dict(self._resume)
         return to_state(Progress(self.epoch, *self._plan(len(self.index))), self._order())
@@ -107,13 +113,26 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
             self._shared.epoch = state_dict["epoch"]
             self._shared.mark_iteration(in_worker=False)
 
-    def _begin(self) -> Progress:
-        """Starts an iteration: reads the epoch, the rank and the worker, and takes up a state that was loaded."""
+    def _find_listing(self) -> BackgroundListing | None:
+        """Returns a listing to iterate over while it goes on, where the number of objects makes no difference."""
+        settings = self._settings
+        if settings.shuffle or settings.shard_remainder != "keep" or self._resume is not None:
+            return None
+        return self._follow_listing()
+
+    def _begin(self, listing: BackgroundListing | None = None) -> Progress:
+        """Starts an iteration: reads the epoch, the rank and the worker, and takes up a state that was loaded.
+
+        Args:
+            listing: What to iterate over, where that is not the index.
+        """
         resume, self._resume = self._resume, None
         in_worker = get_worker_info() is not None
         self._shared.mark_iteration(in_worker=in_worker)
         epoch = self.epoch if resume is None else resume["epoch"]
-        progress = Progress(epoch, *self._plan(len(self.index)))
+        if listing is not None:
+            listing.wait_for_first_piece()
+        progress = Progress(epoch, *self._plan(0 if listing is not None else len(self.index)), listing=listing)
         if resume is not None and in_worker and not self._resume_is_of_worker:
             check_is_between_epochs(resume)
         elif resume is not None:

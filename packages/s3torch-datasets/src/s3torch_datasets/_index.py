@@ -156,7 +156,7 @@ class IndexBuilder:
             self._add_objects(waiting)
 
     def extend_index(self, other: IndexBuilder) -> None:
-        """Adds all rows of another builder, which is of no use afterwards."""
+        """Adds all rows of another builder, which keeps them."""
         if self._versions is not None or other._versions is not None:
             for builder in (self, other):
                 if builder._versions is None:

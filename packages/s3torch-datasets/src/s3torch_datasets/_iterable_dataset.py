@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing_extensions import Unpack
 
 from s3core import S3ClientConfig
+from s3torch_datasets._background_listing import ListedObjects
 from s3torch_datasets._constructed_dataset import ConstructedDataset
 from s3torch_datasets._dataset import GetDatasetObjects, T_co, identity
 from s3torch_datasets._errors import SKIP
@@ -70,9 +71,14 @@ class S3IterableDataset(ConstructedDataset[S3Reader, T_co]):
 
     def __iter__(self) -> Iterator[T_co]:
         """Starts an iteration: the objects of this rank and worker, from the loaded state on if there is one."""
-        progress = self._begin()
-        index = self.index
-        look_ahead = self._look_ahead(index[row] for row in self._rows(progress))
+        listing = self._find_listing()
+        progress = self._begin(listing)
+        if listing is not None:
+            listed = ListedObjects(listing, progress.shard)
+            look_ahead = self._look_ahead(listed, listed.is_ready)
+        else:
+            index = self.index
+            look_ahead = self._look_ahead(index[row] for row in self._rows(progress))
         return SampleIterator(look_ahead, self._sample_of, progress)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from s3core import S3Client, parse_s3_uri
+from s3torch_datasets._background_listing import BackgroundListing, OnListed, OnPiece
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._index import ObjectIndex
@@ -33,7 +35,20 @@ class PrefixObjects:
     def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool) -> ObjectIndex:
         """Lists the prefix."""
         with progress_bar(f"Listing {self.uri}", " objects", shown=progress) as bar:
-            selector = list_prefix(client, self.bucket, self.prefix, object_filter or ObjectFilter(), bar.update)
+            return self._list(client, object_filter, bar.update, lambda piece: None)
+
+    def start_listing(
+        self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool
+    ) -> BackgroundListing:
+        """Lists the prefix in the background."""
+        make_bar = partial(progress_bar, f"Listing {self.uri}", " objects", shown=progress, is_kept=False)
+        return BackgroundListing(partial(self._list, client, object_filter), make_bar)
+
+    def _list(
+        self, client: S3Client, object_filter: ObjectFilter | None, on_listed: OnListed, on_piece: OnPiece
+    ) -> ObjectIndex:
+        object_filter = object_filter or ObjectFilter()
+        selector = list_prefix(client, self.bucket, self.prefix, object_filter, on_listed, on_piece)
         if selector.markers or selector.archived:
             logger.info(
                 "%s: left out %d directory markers and %d archived objects (ObjectFilter keeps them)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from s3torch_datasets._fork_count import ForkCount
 from s3torch_datasets._object_source import ObjectSource
@@ -55,15 +55,23 @@ class LookAhead(Iterator[ObjectSource]):
         max_objects: Most objects on their way or waiting, the current one included.
         max_bytes: Bound of the bytes of all look-aheads in this process.
         part_size_bytes: What one request fetches at most, and so the most that an object takes of the bound.
+        is_ready: Whether the next of the objects can be had without waiting; reading ahead does not wait for it.
     """
 
     def __init__(
-        self, sources: Iterator[ObjectSource], *, max_objects: int, max_bytes: int, part_size_bytes: int
+        self,
+        sources: Iterator[ObjectSource],
+        *,
+        max_objects: int,
+        max_bytes: int,
+        part_size_bytes: int,
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self._sources = sources
         self._max_coming = max_objects - 1
         self._max_bytes = max_bytes
         self._part_size = part_size_bytes
+        self._is_ready = is_ready
         self._coming: deque[tuple[ObjectSource, int]] = deque()
         self._held_back: ObjectSource | None = None
         self._current: ObjectSource | None = None
@@ -111,6 +119,8 @@ class LookAhead(Iterator[ObjectSource]):
 
     def _fill(self) -> None:
         while len(self._coming) < self._max_coming:
+            if self._held_back is None and not self._is_ready():
+                return
             source = self._held_back or next(self._sources, None)
             self._held_back = source
             if source is None:

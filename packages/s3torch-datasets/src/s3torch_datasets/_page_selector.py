@@ -30,7 +30,7 @@ class PageSelector:
         self.listed += last - first
 
     def add_selector(self, other: PageSelector) -> None:
-        """Adds all that another one has; the other is of no use afterwards."""
+        """Adds all that another one has, which that one keeps."""
         self.builder.extend_index(other.builder)
         self.listed += other.listed
         self.markers += other.markers

@@ -7,13 +7,14 @@ Folders say where a range of keys may be cut so that about as much lies in each;
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import TypeVar
 
-from s3core import ListObjectResult, S3Client
+from s3core import S3Client
+from s3torch_datasets._background_listing import OnListed, OnPiece
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._in_parallel import Report, call_in_parallel
 from s3torch_datasets._page_selector import PageSelector
@@ -21,7 +22,7 @@ from s3torch_datasets._page_selector import PageSelector
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PLAIN_PAGES = 3
+_PLAIN_PAGES = 4
 _WANTED_CUTS = 16
 _MAX_RANGES = 64
 _MAX_DEPTH = 6
@@ -36,22 +37,33 @@ class _NotInOrder(Exception):
 class KeyRange:
     """The keys after `after`, up to and including `last`; None for no bound."""
 
-    after: str | None
+    after: str
     last: str | None
 
 
-def plan_ranges(cuts: Iterable[str], max_ranges: int) -> list[KeyRange]:
-    """Returns at most so many ranges that together hold every key once, in order, cut at some of the cuts."""
-    ordered = sorted(set(cuts))
+def plan_ranges(cuts: Iterable[str], max_ranges: int, after: str) -> list[KeyRange]:
+    """Returns ranges that together hold every key behind one once, in order, cut at some of the cuts.
+
+    Args:
+        cuts: Where ranges may end.
+        max_ranges: Most ranges.
+        after: The key that all of them lie behind.
+    """
+    ordered = sorted({cut for cut in cuts if cut > after})
     wanted = min(len(ordered), max_ranges - 1)
     bounds = [ordered[number * len(ordered) // wanted] for number in range(wanted)]
-    return [KeyRange(after, last) for after, last in zip([None, *bounds], [*bounds, None], strict=True)]
+    return [KeyRange(first, last) for first, last in zip([after, *bounds], [*bounds, None], strict=True)]
 
 
 def list_prefix(
-    client: S3Client, bucket: str, prefix: str, object_filter: ObjectFilter, on_listed: Callable[[int], Any]
+    client: S3Client,
+    bucket: str,
+    prefix: str,
+    object_filter: ObjectFilter,
+    on_listed: OnListed,
+    on_piece: OnPiece = lambda piece: None,
 ) -> PageSelector:
-    """Lists all objects of a prefix, in parallel where it has more than a few pages, and folders.
+    """Lists all objects of a prefix: a few pages one by one, and what lies behind in parallel if there are folders.
 
     Args:
         client: The client to list with.
@@ -59,33 +71,35 @@ def list_prefix(
         prefix: Raw prefix of the keys.
         object_filter: Which objects to keep.
         on_listed: Called in this thread with the number of objects found since the last call.
+        on_piece: Called in this thread with the objects of one page after the other, for as long as they are listed so.
 
     Returns:
         The objects in the order of a plain listing, and what was left out.
     """
     plain = PageSelector(bucket, object_filter)
-    pages: Iterator[ListObjectResult] = iter(client.list_objects(bucket, prefix))
-    for number, page in enumerate(pages):
-        if number == _PLAIN_PAGES:
-            pages = chain([page], pages)
-            break
-        plain.add(page)
-    else:
-        on_listed(plain.listed)
-        return plain
-    if not bucket.endswith("--x-s3"):  # directory buckets list in no order
-        lister = _Lister(client, bucket, prefix, object_filter, on_listed)
-        cuts = lister.find_cuts()
-        if cuts:
-            try:
-                return lister.list_ranges(plan_ranges(cuts, _MAX_RANGES))
-            except _NotInOrder:
-                on_listed(-lister.reported)
-    on_listed(plain.listed)
-    for page in pages:
-        plain.add(page)
+    last_key = ""
+    has_order = not bucket.endswith("--x-s3")  # directory buckets list in no order
+    for number, page in enumerate(client.list_objects(bucket, prefix), 1):
+        piece = PageSelector(bucket, object_filter)
+        piece.add(page)
+        plain.add_selector(piece)
         on_listed(len(page.keys))
+        on_piece(piece.builder.build())
+        has_order = has_order and _is_in_order([last_key, *page.keys])
+        last_key = page.keys[-1] if page.keys else last_key
+        if number == _PLAIN_PAGES and has_order:
+            lister = _Lister(client, bucket, prefix, object_filter, on_listed)
+            ranges = plan_ranges(lister.find_cuts(), _MAX_RANGES, last_key)
+            if len(ranges) > 1:
+                try:
+                    return lister.list_ranges(plain, ranges)
+                except _NotInOrder:
+                    on_listed(-lister.reported)
     return plain
+
+
+def _is_in_order(keys: list[str]) -> bool:
+    return all(one < other for one, other in pairwise(keys))
 
 
 class _Lister:
@@ -97,7 +111,7 @@ class _Lister:
         bucket: str,
         prefix: str,
         object_filter: ObjectFilter,
-        on_listed: Callable[[int], Any],
+        on_listed: OnListed,
     ) -> None:
         self._client = client
         self._bucket = bucket
@@ -117,13 +131,14 @@ class _Lister:
                 break
         return cuts
 
-    def list_ranges(self, ranges: list[KeyRange]) -> PageSelector:
-        """Returns the objects of all ranges.
+    def list_ranges(self, plain: PageSelector, ranges: list[KeyRange]) -> PageSelector:
+        """Returns the objects that were listed before, and those of all ranges.
 
         Raises:
             _NotInOrder: The store does not list in the order of keys.
         """
         whole = PageSelector(self._bucket, self._filter)
+        whole.add_selector(plain)
         # Each part is freed once it is added, while others are still listed: rows are not all held twice.
         with closing(self._in_parallel(self._list_range, ranges)) as parts:
             for part in parts:
@@ -141,12 +156,11 @@ class _Lister:
 
     def _list_range(self, keys: KeyRange, report: Report, stop: threading.Event) -> PageSelector:
         selector = PageSelector(self._bucket, self._filter)
-        before = keys.after or ""
+        before = keys.after
         for page in self._client.list_objects(self._bucket, self._prefix, start_after=keys.after):
             if stop.is_set() or not page.keys:
                 break
-            in_order = all(one < other for one, other in zip(page.keys, page.keys[1:], strict=False))
-            if page.keys[0] <= before or not in_order:
+            if not _is_in_order([before, *page.keys]):
                 raise _NotInOrder
             before = page.keys[-1]
             count = len(page.keys)

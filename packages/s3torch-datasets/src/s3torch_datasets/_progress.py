@@ -11,7 +11,7 @@ from s3torch_datasets._place import find_rank, find_worker
 _DELAY_SECONDS = 1.0
 
 
-def progress_bar(description: str, unit: str, *, shown: bool, total: int | None = None) -> Any:
+def progress_bar(description: str, unit: str, *, shown: bool, total: int | None = None, is_kept: bool = True) -> Any:
     """Returns a tqdm bar that appears after a second, in rank 0 and worker 0.
 
     Args:
@@ -19,6 +19,7 @@ def progress_bar(description: str, unit: str, *, shown: bool, total: int | None 
         unit: What is counted.
         shown: False for no bar in any process.
         total: How many there will be, where that is known.
+        is_kept: Whether it stays on the screen at the end.
     """
     is_first = find_rank()[0] == 0 and find_worker()[0] == 0
     return tqdm(
@@ -26,6 +27,7 @@ def progress_bar(description: str, unit: str, *, shown: bool, total: int | None 
         unit=unit,
         unit_scale=True,
         total=total,
+        leave=is_kept,
         delay=_DELAY_SECONDS,
         # Where a bar is wanted, `TQDM_DISABLE` has the last word, which it has only when `disable` is not given.
         **({} if shown and is_first else {"disable": True}),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from s3torch_datasets._background_listing import BackgroundListing
 from s3torch_datasets._sharding import Place, Shard
 
 _VERSION = 1
@@ -25,6 +26,7 @@ class Progress:
         finished: Whether the iteration ended.
         detail: What else is needed to go on, from a state that was loaded; empty between positions.
         describe: Returns the detail of this moment.
+        listing: What finds the objects while they are iterated over; the size of the shard is not known before its end.
     """
 
     epoch: int
@@ -34,6 +36,7 @@ class Progress:
     finished: bool = False
     detail: State = field(default_factory=dict)
     describe: Callable[[], State] = dict
+    listing: BackgroundListing | None = None
 
 
 def to_state(progress: Progress, order: State) -> State:

@@ -19,6 +19,7 @@ from multiprocessing.context import get_spawning_popen
 from multiprocessing.util import Finalize
 from typing import Any
 
+from s3torch_datasets._background_listing import BackgroundListing
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._index_file import map_index, write_index
 
@@ -46,14 +47,10 @@ class SharedIndex:
 
     def __init__(self, index: ObjectIndex | None = None) -> None:
         self._index = index
+        self._listing: BackgroundListing | None = None
         self._name = f"{os.getpid()}-{uuid.uuid4().hex}.index"
         self._owner_pid = os.getpid()
         Finalize(self, _remove, args=(self._name,), exitpriority=0)
-
-    @property
-    def is_made(self) -> bool:
-        """Whether this process has the index."""
-        return self._index is not None
 
     def get(self, make: Callable[[], ObjectIndex]) -> ObjectIndex:
         """Returns the index, making it when no process of this dataset has.
@@ -61,11 +58,35 @@ class SharedIndex:
         Args:
             make: Makes the index, with requests.
         """
-        if self._index is None:
-            # A DataLoader may ask for the length after it started its workers, who then need the index too.
-            is_alone = os.getpid() == self._owner_pid and not multiprocessing.active_children()
-            self._index = make() if is_alone else self._get_shared(make)
+        index = self._find()
+        if index is None and self._listing is not None and self._listing.is_running:
+            index = self._listing.wait_for_index()
+        elif index is None:
+            index = make() if self._is_alone() else self._get_shared(make)
+        self._index, self._listing = index, None
+        return index
+
+    def follow(self, start: Callable[[], BackgroundListing]) -> BackgroundListing | None:
+        """Returns a listing that makes the index; None where there is an index, or workers may need the same one.
+
+        Args:
+            start: Starts the listing.
+        """
+        if self._find() is not None:
+            return None
+        if self._listing is None or not self._listing.is_running:
+            self._listing = start() if self._is_alone() else None
+        return self._listing
+
+    def _find(self) -> ObjectIndex | None:
+        """Returns the index where this process has it, be it from a listing that has ended."""
+        if self._listing is not None and self._listing.index is not None:
+            self._index, self._listing = self._listing.index, None
         return self._index
+
+    def _is_alone(self) -> bool:
+        # A DataLoader may ask for the length after it started its workers, who then need the index too.
+        return os.getpid() == self._owner_pid and not multiprocessing.active_children()
 
     def _get_shared(self, make: Callable[[], ObjectIndex]) -> ObjectIndex:
         folder = _folder()
@@ -79,15 +100,16 @@ class SharedIndex:
             return _write_and_map(index, path) or index
 
     def __getstate__(self) -> dict[str, Any]:
+        index = self._find()
         if not is_spawning():
-            return {"index": self._index}
+            return {"index": index}
         folder = _folder()
-        if self._index is not None and folder is not None:
+        if index is not None and folder is not None:
             path = os.path.join(folder, self._name)
             if not os.path.exists(path):
-                mapped = _write_and_map(self._index, path)
+                mapped = _write_and_map(index, path)
                 if mapped is None:
-                    return {"index": self._index}
+                    return {"index": index}
                 self._index = mapped
         return {"name": self._name, "owner_pid": self._owner_pid}
 
@@ -96,6 +118,7 @@ class SharedIndex:
             self.__init__(state["index"])  # type: ignore[misc]  # a copy that goes its own way
         else:
             self._index = None
+            self._listing = None
             self._name = state["name"]
             self._owner_pid = state["owner_pid"]
 
