@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from s3core import NoSuchBucketError, S3ClientConfig, S3Exception
 from s3torch_datasets import S3MapDataset
 from s3torch_datasets._parallel_listing import plan_ranges
-from servers import CountingServer, S3Server
+from servers import CountingServer, S3Server, start_counting_server
+from servers.counting import GeneratedObjects
 
 Make = Callable[..., Any]
 
@@ -76,6 +77,19 @@ def test_folders_far_down_are_found(make_map: Make, counting_server: CountingSer
 def test_objects_without_folders_are_listed_plainly(make_map: Make, counting_server: CountingServer) -> None:
     expected = put_keys(counting_server, [f"data/{number:05}" for number in range(4500)])
     assert listed(make_map()) == expected
+
+
+def test_many_objects_without_folders_are_listed_at_the_same_time(config: S3ClientConfig) -> None:
+    folder = GeneratedObjects("generated", "data/", count=60_000, smallest=1, largest=9)
+    with start_counting_server(generated=[folder], latency_seconds=0.05) as server:
+        dataset = S3MapDataset.from_prefix(
+            "s3://generated/data/", region=server.region, endpoint=server.endpoint, s3client_config=config
+        )
+        assert listed(dataset) == [folder.key(number) for number in range(60_000)]
+        counters = server.counters()
+    assert counters["most_in_flight"] >= 8
+    # A page of a thousand each, those that only look for cuts, and one for the end of each part.
+    assert counters["operations"]["ListObjectsV2"] < 60 + 150
 
 
 def test_a_short_listing_is_one_request_a_page(make_map: Make, counting_server: CountingServer) -> None:

@@ -178,7 +178,7 @@ class Slot:
     def map_pages(self) -> None:
         """Have the system map the pages that are about to be filled, where it can; a fault for each costs more.
 
-        1 GiB of new memory took 0.39 s of CPU time to fill so, and 0.60 s by faults; where its pages are mapped already,
+        1 GiB of new memory took 0.39 s of CPU time to fill so, and 0.60 s by faults; where all of its pages are mapped,
         asking takes 0.03 s.
         """
         start = -(-self._address // mmap.PAGESIZE) * mmap.PAGESIZE

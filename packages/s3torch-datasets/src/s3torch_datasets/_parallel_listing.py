@@ -1,7 +1,8 @@
-"""Lists a prefix in parallel: finds folders, and lists the ranges of keys between them at the same time.
+"""Lists a prefix in parallel: finds where to cut it, and lists the ranges of keys in between at the same time.
 
 S3 lists in the order of the UTF-8 bytes of keys, which is the order of Python's strings, and can start after any key.
-Folders say where a range of keys may be cut so that about as much lies in each; nothing depends on them being right.
+Folders, or single keys where there are none, say where a range of keys may be cut so that about as much lies in each;
+nothing depends on them being right.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from s3core import S3Client
 from s3torch_datasets._background_listing import OnListed, OnPiece
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._in_parallel import Report, call_in_parallel
+from s3torch_datasets._key_cuts import find_key_cuts
 from s3torch_datasets._page_selector import PageSelector
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _PLAIN_PAGES = 4
+# Keys without folders are cut by asking for some dozens of them, which pays when many are to come.
+_FLAT_PAGES = 20
 _WANTED_CUTS = 16
-_MAX_RANGES = 64
+_MAX_RANGES = 32  # two for each thread, since some are longer; the last page of each reaches into the next
 _MAX_DEPTH = 6
 _MAX_FOLDER_PAGES = 20
 
@@ -63,7 +67,7 @@ def list_prefix(
     on_listed: OnListed,
     on_piece: OnPiece = lambda piece: None,
 ) -> PageSelector:
-    """Lists all objects of a prefix: a few pages one by one, and what lies behind in parallel if there are folders.
+    """Lists all objects of a prefix: a few pages one by one, and what lies behind in parallel.
 
     Args:
         client: The client to list with.
@@ -87,9 +91,10 @@ def list_prefix(
         on_piece(piece.builder.build())
         has_order = has_order and _is_in_order([last_key, *page.keys])
         last_key = page.keys[-1] if page.keys else last_key
-        if number == _PLAIN_PAGES and has_order:
+        if number in (_PLAIN_PAGES, _FLAT_PAGES) and has_order:
             lister = _Lister(client, bucket, prefix, object_filter, on_listed)
-            ranges = plan_ranges(lister.find_cuts(), _MAX_RANGES, last_key)
+            cuts = lister.find_folders() if number == _PLAIN_PAGES else lister.find_keys(page.keys or [last_key])
+            ranges = plan_ranges(cuts, _MAX_RANGES, last_key)
             if len(ranges) > 1:
                 try:
                     return lister.list_ranges(plain, ranges)
@@ -120,7 +125,7 @@ class _Lister:
         self._on_listed = on_listed
         self.reported = 0
 
-    def find_cuts(self) -> list[str]:
+    def find_folders(self) -> list[str]:
         """Returns folders below the prefix, from as many levels as it takes to find enough."""
         cuts: list[str] = []
         level = [self._prefix]
@@ -130,6 +135,14 @@ class _Lister:
             if not level or len(cuts) >= _WANTED_CUTS:
                 break
         return cuts
+
+    def find_keys(self, known: list[str]) -> list[str]:
+        """Returns keys behind those of a page, from asking for one key after each of some texts."""
+
+        def probe(points: list[str]) -> list[str | None]:
+            return list(self._in_parallel(self._find_first, points))
+
+        return find_key_cuts(probe, self._prefix, known, _WANTED_CUTS)
 
     def list_ranges(self, plain: PageSelector, ranges: list[KeyRange]) -> PageSelector:
         """Returns the objects that were listed before, and those of all ranges.
@@ -153,6 +166,10 @@ class _Lister:
             if not page.common_prefixes or number == _MAX_FOLDER_PAGES or stop.is_set():
                 break
         return found
+
+    def _find_first(self, after: str, report: Report, stop: threading.Event) -> str | None:
+        page = next(iter(self._client.list_objects(self._bucket, self._prefix, max_keys=1, start_after=after)))
+        return page.keys[0] if page.keys else None
 
     def _list_range(self, keys: KeyRange, report: Report, stop: threading.Event) -> PageSelector:
         selector = PageSelector(self._bucket, self._filter)
