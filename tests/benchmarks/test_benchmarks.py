@@ -172,7 +172,7 @@ def test_a_cell_is_the_median_of_its_rounds() -> None:
 def test_the_limit_is_the_latency_divided_among_the_requests_in_flight() -> None:
     results = _results(small_iterable_0w={"ours": [1.0]}, read={"ours": [1.0]})
     small, read = summarize(results)
-    assert limit(results, small) == pytest.approx(64 / 0.0311, rel=0.01)
+    assert limit(results, small) == pytest.approx(128 / 0.0311, rel=0.01)  # the default number
     assert limit(results, read) is None
 
 
