@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -131,19 +132,21 @@ def make_trainer(pl: ModuleType) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def run_program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a program of this folder against a server, in an empty folder."""
+def run_ranks(tmp_path: Path) -> Callable[..., None]:
+    """Runs a program of this folder against a server, in an empty folder, and sees that all of its ranks are done."""
 
-    def run(name: str, server: S3Server, arguments: Sequence[str] = (), timeout: float = 280) -> Any:
-        return subprocess.run(
+    def run(name: str, server: S3Server, arguments: Sequence[str], ranks: int = 2) -> None:
+        done = subprocess.run(
             [sys.executable, str(HERE / "programs" / name), *arguments],
             cwd=tmp_path,
             # Lightning takes a port of those that the kernel hands out, which another process may get before its use.
             env=os.environ | server.environment() | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(*free_ports(1))},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=280,
             check=False,
         )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert sorted(re.findall(r"rank \d is done", done.stdout)) == [f"rank {rank} is done" for rank in range(ranks)]
 
     return run

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from servers import CountingServer
 
 
-def ranks_done(output: str) -> list[str]:
-    return sorted(re.findall(r"rank \d is done", output))
-
-
 @pytest.mark.parametrize(
     ("library", "kind"), [("lightning.pytorch", "S3LightningCheckpoint"), ("pytorch_lightning", "S3AsyncCheckpoint")]
 )
 def test_an_interrupted_ddp_training_resumes_from_last_to_the_same_weights(
-    library: str, kind: str, server: CountingServer, run_uri: str, run_program: Callable[..., Any]
+    library: str, kind: str, server: CountingServer, run_uri: str, run_ranks: Callable[..., None]
 ) -> None:
     pytest.importorskip(library)
-    done = run_program("ddp.py", server, [library, run_uri, kind])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ranks_done(done.stdout) == ["rank 0 is done", "rank 1 is done"]
+    run_ranks("ddp.py", server, [library, run_uri, kind])
     assert server.keys() == ["run/last.ckpt", "run/step=12.ckpt", "run/step=8.ckpt"]
     assert server.uploads() == []
 
@@ -38,12 +30,10 @@ def test_an_interrupted_ddp_training_resumes_from_last_to_the_same_weights(
     ],
 )
 def test_a_sharded_training_resumes_to_the_same_weights(
-    library: str, strategy: str, how: str, server: CountingServer, run_uri: str, run_program: Callable[..., Any]
+    library: str, strategy: str, how: str, server: CountingServer, run_uri: str, run_ranks: Callable[..., None]
 ) -> None:
     pytest.importorskip(library)
-    done = run_program("sharded.py", server, [library, run_uri, strategy, how])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ranks_done(done.stdout) == ["rank 0 is done", "rank 1 is done"]
+    run_ranks("sharded.py", server, [library, run_uri, strategy, how])
     keys = server.keys()
     names = {key.split("/")[1] for key in keys}
     assert {"last.ckpt", "last-v1.ckpt", "step=16.ckpt"} <= names
@@ -66,13 +56,11 @@ def test_fabric_saves_and_loads_a_sharded_model_in_every_way(
     ways: list[str],
     server: CountingServer,
     run_uri: str,
-    run_program: Callable[..., Any],
+    run_ranks: Callable[..., None],
 ) -> None:
     pytest.importorskip(library)
     server.fault(operation="DeleteObject", times=3, delay_seconds=1)  # what is removed in the background is still there
-    done = run_program("fabric.py", server, [library, run_uri, strategy, "cpu", *ways])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ranks_done(done.stdout) == ["rank 0 is done", "rank 1 is done"]
+    run_ranks("fabric.py", server, [library, run_uri, strategy, "cpu", *ways])
     keys = server.keys()
     assert ("run/full" in keys) == ("full" in ways)
     assert ("run/both" in keys) != ("run/both/.metadata" in keys)
@@ -81,11 +69,9 @@ def test_fabric_saves_and_loads_a_sharded_model_in_every_way(
 
 
 def test_a_sharded_save_that_fails_on_one_rank_ends_both_and_keeps_the_old_checkpoint(
-    server: CountingServer, run_uri: str, run_program: Callable[..., Any]
+    server: CountingServer, run_uri: str, run_ranks: Callable[..., None]
 ) -> None:
     pytest.importorskip("lightning")
     server.fault(operation="PutObject", skip=6, status=403, code="AccessDenied")
-    done = run_program("sharded_failure.py", server, [run_uri])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ranks_done(done.stdout) == ["rank 0 is done", "rank 1 is done"]
+    run_ranks("sharded_failure.py", server, [run_uri])
     assert server.uploads() == []
