@@ -67,7 +67,7 @@ class PutObjectStream:
         self._number = 0
         self._size = 0
         self._error: BaseException | None = None
-        self._is_torn = False  # While a write is not all here; for good when Ctrl-C keeps it from being noted.
+        self._is_torn = False  # While a write is not all here; for good when it failed.
         self._aborted = False
         self._closed = False
 
@@ -130,8 +130,7 @@ class PutObjectStream:
         with self._lock:
             if self._closed:
                 return
-            if self._is_torn and self._error is None:
-                self._fail(S3Exception("it was interrupted"))
+            self._note_tear()
             if self._error is not None:
                 self._closed = True
                 raise S3Exception(
@@ -197,6 +196,11 @@ class PutObjectStream:
             self._upload.abort(30.0 if isinstance(error, Exception) else _INTERRUPT_SECONDS)
         self._drop_buffers()
 
+    def _note_tear(self) -> None:
+        """Fail for a write that is not all here, where Ctrl-C kept that from being noted."""
+        if self._is_torn and self._error is None:
+            self._fail(S3Exception("it was interrupted"))
+
     def _drop_buffers(self) -> None:
         self._buffer = bytearray()
         self._free = SimpleQueue()
@@ -206,8 +210,7 @@ class PutObjectStream:
     def _check_open(self) -> None:
         if self._closed or self._aborted:
             raise ValueError(f"the upload of {self._target.uri} is closed")
-        if self._is_torn and self._error is None:
-            self._fail(S3Exception("it was interrupted"))
+        self._note_tear()
         if self._error is not None:
             raise S3Exception(f"the upload of {self._target.uri} failed before: {self._error}") from self._error
 

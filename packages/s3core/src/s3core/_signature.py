@@ -53,11 +53,10 @@ def sign(
     if keys.session_token:
         signed["X-Amz-Security-Token"] = keys.session_token
     canonical = {"host": _host(parts)}
-    for name, value in signed.items():
-        if name.lower() not in _UNSIGNED_HEADERS:
+    for name, value in ((name.lower(), " ".join(value.split())) for name, value in signed.items()):
+        if name not in _UNSIGNED_HEADERS:
             # Names that differ in case are one header to the store.
-            before = f"{canonical[name.lower()]}," if name.lower() in canonical else ""
-            canonical[name.lower()] = before + " ".join(value.split())
+            canonical[name] = f"{canonical[name]},{value}" if name in canonical else value
     names = sorted(canonical)
     request = [
         method,
