@@ -18,7 +18,6 @@ from s3torch_datasets._complete_index import complete_index
 from s3torch_datasets._disk_cache import DiskCache
 from s3torch_datasets._errors import ErrorHandler
 from s3torch_datasets._index import ObjectIndex
-from s3torch_datasets._listing import PrefixObjects
 from s3torch_datasets._look_ahead import LookAhead
 from s3torch_datasets._manifest_write import write_manifest
 from s3torch_datasets._object_source import ObjectSource
@@ -132,13 +131,11 @@ class ObjectDataset(Generic[T_co]):
 
     def _follow_listing(self) -> BackgroundListing | None:
         """Returns the listing whose objects can be used while it goes on; None where the index comes otherwise."""
-        source = self._get_dataset_objects
-        if not isinstance(source, PrefixObjects):
+        start = getattr(self._get_dataset_objects, "start_listing", None)
+        if start is None:
             return None
         return self._shared_index.follow(
-            lambda: source.start_listing(
-                self._get_client(), self._settings.object_filter, progress=self._shows_progress()
-            )
+            lambda: start(self._get_client(), self._settings.object_filter, progress=self._shows_progress())
         )
 
     def _shows_progress(self) -> bool:
