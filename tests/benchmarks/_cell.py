@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._data import samples
-from benchmarks._meter import Meter, peak_rss_bytes
+from benchmarks._meter import Meter
 from benchmarks._peers import CannotDoError, load_peer
 from benchmarks._target import Target
 from benchmarks._workloads import WORKLOADS
@@ -76,7 +76,7 @@ def run(specification: Specification) -> dict[str, Any]:
         "needed_bytes": meter.needed_bytes,
         "first_seconds": meter.first_seconds,
         "cpu_seconds": meter.cpu_seconds,
-        "peak_rss_bytes": meter.peak_rss_bytes or peak_rss_bytes(),
+        "peak_rss_bytes": meter.peak_rss_bytes,
         **meter.counted,
     }
     between = meter.intervals[1:]  # the first has a number of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ class Meter:
         seconds: From the start to the last progress, or to the end when there was none.
         cpu_seconds: Of this process and of its children that have ended.
         intervals: Seconds between one progress and the next.
-        peak_rss_bytes: The most memory; 0 as long as nobody looked.
+        peak_rss_bytes: The most memory that was resident from the start to the end.
         control_ports: Of the local server's processes.
         counted: What the local server counted from the start to the end.
     """
@@ -42,6 +43,7 @@ class Meter:
     def start(self) -> None:
         """Begin to measure."""
         self.counted = {name: -count for name, count in self._read_counters().items()}
+        _reset_peak()
         self._cpu_start = _cpu_seconds()
         self._start = self._last = time.perf_counter()
 
@@ -64,6 +66,7 @@ class Meter:
         """End to measure: wall time ends with the last progress, CPU time now; children must have ended."""
         self.seconds = (self._last if self.intervals else time.perf_counter()) - self._start
         self.cpu_seconds = _cpu_seconds() - self._cpu_start
+        self.peak_rss_bytes = peak_rss_bytes()
         self.counted = {name: count + self.counted[name] for name, count in self._read_counters().items()}
 
     def _read_counters(self) -> dict[str, int]:
@@ -76,7 +79,7 @@ class Meter:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process ever had.
+    """The most memory that this process had since it began, or since the last start of a `Meter`.
 
     Not `ru_maxrss`, which on Linux begins with that of the process before `exec`.
     """
@@ -85,6 +88,13 @@ def peak_rss_bytes() -> int:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     except FileNotFoundError:  # macOS, in bytes there
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _reset_peak() -> None:
+    """Forget what was needed to prepare the work, where the system can."""
+    # https://www.kernel.org/doc/html/latest/filesystems/proc.html
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def _cpu_seconds() -> float:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks._data import is_same_state, make_state
-from benchmarks._meter import Meter, peak_rss_bytes
+from benchmarks._meter import Meter
 from benchmarks._peers import CannotDoError, Peer
 from benchmarks._workloads._workload import Workload, check
 
@@ -138,7 +138,6 @@ def _rank(rank: int, group: Path, work: Callable[[Meter], None], results: Any) -
         dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=RANKS)
         meter = Meter()
         work(meter)
-        meter.peak_rss_bytes = peak_rss_bytes()
         results.send(meter)
     except CannotDoError as error:
         results.send(error)

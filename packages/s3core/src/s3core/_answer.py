@@ -1,8 +1,7 @@
-"""The two ways to ask for a range: obstore, and for keys that it cannot say a signed request of our own."""
+"""The answer to a ranged GET, and how to ask obstore for one; `_direct` has the other way."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,16 +17,19 @@ from ._errors import (
     timeout_error,
 )
 from ._exceptions import S3Exception
-from ._head import Target, changed_error, info_of_headers
-from ._headers import customer_key_headers
+from ._head import Target, changed_error
 from ._info import ObjectInfo
-from ._rest import Refused, Request, back_off
+from ._memory import Slot
+from ._rest import Refused, Request
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
 _CHUNK_SIZE = 64 * KiB
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class Stopped(Exception):
+    """Nobody wants the bytes any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +40,35 @@ class Answer:
         info: The object as this answer describes it.
         start: First byte of the range that comes.
         end: One past its last byte.
-        chunks: The body in pieces of about 64 KiB.
-        whole: The body in one piece.
+        fill: Puts the body into a slot; raises `Stopped` when that was closed.
         close: Ends the connection, unless the body was read.
+        whole: The body in one piece that is there already, where there is such a way.
     """
 
     info: ObjectInfo
     start: int
     end: int
-    chunks: Callable[[], Iterator[Any]]
-    whole: Callable[[], Any]
+    fill: Callable[[Slot], None]
     close: Callable[[], None] = lambda: None
+    whole: Callable[[], Any] | None = None
+
+
+def check_range(target: Target, asked: tuple[int, int], sent: tuple[int, int]) -> None:
+    """Refuse an answer of another range than was asked for.
+
+    Args:
+        target: The object.
+        asked: First byte and one past the last, within the object.
+        sent: The same of the answer.
+
+    Raises:
+        S3Exception: They differ.
+    """
+    if sent != asked:
+        raise S3Exception(
+            f"GET of {target.uri} failed: bytes {asked[0]} to {asked[1]} were asked for and {sent[0]} to {sent[1]} "
+            "were sent; the store or a proxy does not keep to ranges"
+        )
 
 
 def open_native(runtime: Runtime, target: Target, start: int, end: int, etag: str | None) -> Answer:
@@ -99,11 +119,10 @@ def open_native(runtime: Runtime, target: Target, start: int, end: int, etag: st
         info = ObjectInfo(target.key, meta["size"], meta["e_tag"], meta["last_modified"], None, meta["version"])
         first, last = result.range
 
-        def chunks(result: Any = result) -> Iterator[Any]:
-            try:
-                yield from result.stream(min_chunk_size=_CHUNK_SIZE)
-            except Exception as error:
-                raise _body_error(runtime, target, error) from None
+        def fill(slot: Slot, result: Any = result) -> None:
+            for chunk in _chunks(runtime, target, result):
+                if not slot.write(chunk):
+                    raise Stopped
 
         def whole(result: Any = result) -> Any:
             try:
@@ -111,7 +130,14 @@ def open_native(runtime: Runtime, target: Target, start: int, end: int, etag: st
             except Exception as error:
                 raise _body_error(runtime, target, error) from None
 
-        return Answer(info, first, last, chunks, whole)
+        return Answer(info, first, last, fill, whole=whole)
+
+
+def _chunks(runtime: Runtime, target: Target, result: Any) -> Iterator[Any]:
+    try:
+        yield from result.stream(min_chunk_size=_CHUNK_SIZE)
+    except Exception as error:
+        raise _body_error(runtime, target, error) from None
 
 
 def _native_failure(runtime: Runtime, target: Target, error: Exception) -> Failure:
@@ -136,50 +162,3 @@ def _body_error(runtime: Runtime, target: Target, error: Exception) -> S3Excepti
 def _transport_error(runtime: Runtime, target: Target, kind: str, cause: str) -> S3Exception:
     make = timeout_error if kind == "Timeout" else connection_error
     return make("GET", target.uri, cause, runtime.config.max_attempts)
-
-
-def open_rest(runtime: Runtime, target: Target, start: int, end: int, etag: str | None) -> Answer:
-    """Ask by a signed request of our own; see `open_native`."""
-    headers = {"Range": f"bytes={start}-{end - 1}", **customer_key_headers(runtime.config)}
-    if etag is not None:
-        headers["If-Match"] = etag
-    query = {"versionId": target.version_id} if target.version_id else {}
-    request = Request("GET", target.bucket, target.key, query=query, headers=headers, stream=True)
-    response = runtime.rest.try_send(request)
-    length = int(response.headers.get("Content-Length", "-1"))
-    announced = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if response.status == 206 and announced is not None:
-        first, last, size = (int(number) for number in announced.groups())
-        last += 1
-    else:
-        first, last, size = 0, length, length
-
-    current = response
-
-    def whole() -> bytes:
-        import urllib3.exceptions as http
-
-        nonlocal current
-        # A key of this kind is rare and its bodies are parts: read each at one go, and again when it breaks.
-        for attempt in range(1, runtime.config.max_attempts + 1):
-            try:
-                data = current.read()
-                current.release_conn()
-                return data
-            except (http.HTTPError, OSError) as error:
-                current.close()
-                if attempt == runtime.config.max_attempts:
-                    raise connection_error("GET", target.uri, str(error), attempt) from error
-            back_off(attempt)
-            try:
-                current = runtime.rest.try_send(request)
-            except Refused as refused:
-                if refused.failure.status == 412:
-                    raise changed_error(target) from None
-                raise refused.translated() from None
-            if current.headers.get("ETag") != response.headers.get("ETag"):
-                raise changed_error(target)
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    info = info_of_headers(target, response.headers, size)
-    return Answer(info, first, last, lambda: iter((whole(),)), whole, lambda: current.close())

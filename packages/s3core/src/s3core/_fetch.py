@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ._answer import Answer, open_native, open_rest
+from ._answer import Answer, Stopped, check_range, open_native
 from ._config import KiB
+from ._direct import open_direct
 from ._errors import error_for
 from ._exceptions import S3ConnectionError, S3Exception
 from ._head import Target, changed_error, head
@@ -22,12 +23,38 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("s3core")
 
-# Up to here the body is taken in one piece: the cost is per call, not per byte.
+# Up to here obstore is asked, for the body in one piece: the cost is per request, and not per byte.
 _SMALL = 256 * KiB
 
 
-class Stopped(Exception):
-    """Nobody wants the bytes any more."""
+class Wish:
+    """Whether the bytes of some requests are still wanted; apart from who wants them, whom it does not keep alive."""
+
+    __slots__ = ("_slots", "is_over")
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._slots: set[Slot] = set()
+
+    def end(self) -> None:
+        """Stop the transfers; waits for nothing, so that it is safe in a destructor."""
+        self.is_over = True
+        for slot in list(self._slots):
+            slot.stop()
+
+    def fill(self, slot: Slot, fill: Callable[[Slot], None]) -> None:
+        """Have a slot filled, unless the wish ends meanwhile.
+
+        Raises:
+            Stopped: It has ended.
+        """
+        self._slots.add(slot)
+        try:
+            if self.is_over:
+                raise Stopped
+            fill(slot)
+        finally:
+            self._slots.discard(slot)
 
 
 def fetch(
@@ -38,8 +65,9 @@ def fetch(
     *,
     etag: str | None = None,
     slot: Slot | None = None,
-    wanted: Callable[[], bool] = lambda: True,
+    wish: Wish | None = None,
     on_answer: Callable[[ObjectInfo], None] | None = None,
+    is_guess: bool = False,
 ) -> Any:
     """Get `[start, end)` of an object, in this thread.
 
@@ -50,29 +78,32 @@ def fetch(
         end: One past the last byte; the answer ends earlier where the object does.
         etag: The ETag that the object must still have.
         slot: Where to put the bytes; None to return them.
-        wanted: Asked between chunks; when it says no, the transfer ends.
+        wish: When it ends, the transfer does; None for one that never does.
         on_answer: Told about the object as soon as the head of the answer is there, before its bytes.
+        is_guess: Whether the object may well end long before `end`, since nobody knows its size.
 
     Returns:
         The bytes, as a buffer; an empty one when they went to `slot` or when the object ends before `start`.
 
     Raises:
         ObjectChangedError: The object does not have this ETag any more.
-        Stopped: `wanted` said no, or the slot was closed.
+        Stopped: The wish ended, or the slot was closed.
         S3Exception: Anything else that went wrong, in every attempt.
     """
-    if not wanted():
+    wish = wish or Wish()
+    if wish.is_over:
         raise Stopped
+    is_direct = not is_path(target.key) or (end - start > _SMALL and not is_guess)
     began = time.perf_counter()
     outcome = "failed"
     try:
-        answer = _open(runtime, target, start, end, etag)
+        answer = _open(runtime, target, start, end, etag, is_direct)
         try:
             if etag is not None and answer.info.etag is not None and answer.info.etag != etag:
                 raise changed_error(target)
             if on_answer is not None:
                 on_answer(answer.info)
-            data = _read(answer, target, slot, wanted)
+            data = _read(answer, target, slot, wish)
         finally:
             answer.close()
         outcome = f"{answer.end - answer.start} bytes"
@@ -82,17 +113,17 @@ def fetch(
         raise
     finally:
         # Requests of our own tell of themselves.
-        if logger.isEnabledFor(logging.DEBUG) and is_path(target.key):
+        if logger.isEnabledFor(logging.DEBUG) and not is_direct:
             took = 1000 * (time.perf_counter() - began)
             logger.debug("GET %s bytes=%d-%d: %s in %.1f ms", target.uri, start, end - 1, outcome, took)
 
 
-def _read(answer: Answer, target: Target, slot: Slot | None, wanted: Callable[[], bool]) -> Any:
+def _read(answer: Answer, target: Target, slot: Slot | None, wish: Wish) -> Any:
     """Read a body to its end and check its length."""
     length = answer.end - answer.start
     if length == 0:
         return b""
-    if slot is None and length <= _SMALL:
+    if slot is None and length <= _SMALL and answer.whole is not None:
         data = answer.whole()
         _check_length(target, answer, len(data))
         return data
@@ -101,12 +132,10 @@ def _read(answer: Answer, target: Target, slot: Slot | None, wanted: Callable[[]
         destination, filled = Destination.of_new_bytes(length)
         slot = destination.slot(0, length)
     slot.map_pages()
-    for chunk in answer.chunks():
-        try:
-            if not wanted() or not slot.write(chunk):
-                raise Stopped
-        except OverflowError as error:
-            raise _length_error(target, answer, str(error)) from error
+    try:
+        wish.fill(slot, answer.fill)
+    except OverflowError as error:
+        raise _length_error(target, answer, str(error)) from error
     _check_length(target, answer, slot.filled)
     return filled
 
@@ -123,13 +152,10 @@ def _length_error(target: Target, answer: Answer, cause: str) -> S3Exception:
     )
 
 
-def _open(runtime: Runtime, target: Target, start: int, end: int, etag: str | None) -> Answer:
+def _open(runtime: Runtime, target: Target, start: int, end: int, etag: str | None, is_direct: bool) -> Answer:
     """Send the request and check that the answer is the range that was asked for."""
     try:
-        if is_path(target.key):
-            answer = open_native(runtime, target, start, end, etag)
-        else:
-            answer = open_rest(runtime, target, start, end, etag)
+        answer = (open_direct if is_direct else open_native)(runtime, target, start, end, etag)
     except Refused as refused:
         failure = refused.failure
         if failure.status == 416:
@@ -137,12 +163,11 @@ def _open(runtime: Runtime, target: Target, start: int, end: int, etag: str | No
         if failure.status == 412 and etag is not None:
             raise changed_error(target) from None
         raise error_for(failure, "GET", target.uri) from None
-    if answer.start != start or answer.end != min(end, answer.info.size):
+    try:
+        check_range(target, (start, min(end, answer.info.size)), (answer.start, answer.end))
+    except S3Exception:
         answer.close()
-        raise S3Exception(
-            f"GET of {target.uri} failed: bytes {start} to {min(end, answer.info.size)} were asked for and "
-            f"{answer.start} to {answer.end} were sent; the store or a proxy does not keep to ranges"
-        )
+        raise
     return answer
 
 
@@ -151,4 +176,4 @@ def _nothing(runtime: Runtime, target: Target, start: int) -> Answer:
     info = head(runtime, target)
     if start < info.size:
         raise changed_error(target)
-    return Answer(info, start, start, lambda: iter(()), lambda: b"")
+    return Answer(info, start, start, lambda slot: None)

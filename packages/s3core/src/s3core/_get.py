@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from ._answer import Stopped
 from ._exceptions import S3Exception
-from ._fetch import Stopped, fetch
+from ._fetch import Wish, fetch
 from ._head import Target, head
 from ._info import ObjectInfo
 from ._memory import Destination, Slot
@@ -39,18 +40,6 @@ class _Part:
     end: int
     data: Future[Any] | None
     charge: int
-
-
-class _Wish:
-    """Whether a stream's bytes are still wanted; apart from the stream, so that its tasks do not keep it alive."""
-
-    __slots__ = ("over",)
-
-    def __init__(self) -> None:
-        self.over = False
-
-    def __call__(self) -> bool:
-        return not self.over
 
 
 class GetObjectStream:
@@ -96,7 +85,7 @@ class GetObjectStream:
         self._parts_ahead = 1
         self._range_size = 0
         self._chunks = 0
-        self._wish = _Wish()
+        self._wish = Wish()
         self._closed = False
 
     @property
@@ -225,7 +214,7 @@ class GetObjectStream:
         if self._closed:
             return
         self._closed = True
-        self._wish.over = True
+        self._wish.end()
         self._rest = None
         if self._runtime.pid == os.getpid():
             while self._parts:
@@ -320,11 +309,22 @@ class GetObjectStream:
         start, end = self._planned, self._planned + size
         etag = wait_for(self._answer).etag if answer is None and self._answer is not None else self._etag
         runtime, target, wish = self._runtime, self._target, self._wish
+        is_guess = answer is not None and self._hint is None
 
         def task() -> Any:
             try:
                 on_answer = answer.set_result if answer is not None else None
-                return fetch(runtime, target, start, end, etag=etag, slot=slot, wanted=wish, on_answer=on_answer)
+                return fetch(
+                    runtime,
+                    target,
+                    start,
+                    end,
+                    etag=etag,
+                    slot=slot,
+                    wish=wish,
+                    on_answer=on_answer,
+                    is_guess=is_guess,
+                )
             except BaseException as error:
                 if answer is not None and not answer.done():
                     answer.set_exception(error)
@@ -366,8 +366,8 @@ class GetObjectStream:
         """Forget what was asked for ahead of the reader, so that no byte is skipped after a failure."""
         if self._answer is not None and not (self._answer.done() and self._answer.exception() is None):
             self._answer = None  # No byte was read yet: any version will do.
-        wish, self._wish = self._wish, _Wish()
-        wish.over = True
+        wish, self._wish = self._wish, Wish()
+        wish.end()
         self._rest = None
         while self._parts:
             self._release(self._parts.popleft())

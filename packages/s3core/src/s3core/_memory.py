@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 _api = ctypes.pythonapi
@@ -42,6 +43,10 @@ _new_bytes.restype = ctypes.py_object
 _new_bytearray = _api.PyByteArray_FromStringAndSize
 _new_bytearray.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
 _new_bytearray.restype = ctypes.py_object
+_view_memory = _api.PyMemoryView_FromMemory
+_view_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_view_memory.restype = ctypes.py_object
+_PyBUF_WRITE = 0x200
 _bytes_address = _api.PyBytes_AsString
 _bytes_address.argtypes = (ctypes.py_object,)
 _bytes_address.restype = ctypes.c_void_p
@@ -138,12 +143,14 @@ class Slot:
     sit in a call to the network.
     """
 
-    __slots__ = ("_address", "_lock", "_open", "_owner", "filled", "size")
+    __slots__ = ("_address", "_gate", "_interrupt", "_lock", "_open", "_owner", "filled", "size")
 
     def __init__(self, owner: object, address: int, size: int) -> None:
         self._owner = owner
         self._address = address
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # Held by whoever writes to the memory.
+        self._gate = threading.RLock()  # Reentrant, because the garbage collector may call `stop` in a section of it.
+        self._interrupt: Callable[[], None] | None = None
         self._open = True
         self.size = size
         self.filled = 0
@@ -175,6 +182,32 @@ class Slot:
         finally:
             _release_buffer(source)
 
+    def receive(self, read: Callable[[memoryview], int], most: int, interrupt: Callable[[], None]) -> int | None:
+        """Have bytes read straight into the place behind the last ones.
+
+        Args:
+            read: Fills as much of a view as it can, and may wait for the network.
+            most: The most bytes to read, within the slot.
+            interrupt: Called by a thread that closes the slot: has a `read` that waits return or fail at once.
+
+        Returns:
+            How many bytes came; None when the slot was closed: stop the transfer.
+        """
+        with self._lock:
+            with self._gate:
+                if not self._open:
+                    return None
+                self._interrupt = interrupt
+            try:
+                count = read(
+                    _view_memory(self._address + self.filled, min(most, self.size - self.filled), _PyBUF_WRITE)
+                )
+            finally:
+                with self._gate:
+                    self._interrupt = None
+            self.filled += count
+            return count if self._open else None
+
     def map_pages(self) -> None:
         """Have the system map the pages that are about to be filled, where it can; a fault for each costs more.
 
@@ -194,10 +227,18 @@ class Slot:
         """Begin again from the slot's first byte."""
         self.filled = 0
 
+    def stop(self) -> None:
+        """Let no further byte in soon; waits for nothing, so that it is safe in a destructor."""
+        with self._gate:
+            self._open = False
+            if self._interrupt is not None:
+                self._interrupt()
+
     def close(self) -> None:
         """Let no further byte in; returns when none is on its way."""
+        self.stop()
         with self._lock:
-            self._open = False
+            pass
 
     @property
     def is_open(self) -> bool:

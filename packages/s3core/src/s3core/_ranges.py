@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ._answer import Stopped
 from ._batch import run_all
 from ._exceptions import S3Exception
-from ._fetch import Stopped, fetch
+from ._fetch import fetch
 from ._head import Target, changed_error
 from ._info import ObjectInfo
 from ._memory import Destination, Slot

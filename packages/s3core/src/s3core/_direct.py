@@ -1,0 +1,164 @@
+"""A range by a signed request of our own, whose body goes from the socket straight into place.
+
+obstore hands over chunks, which are copied into place: twice the work, and memory for what is on its way. Of 1 GiB into
+new memory, 2 cores shared with the server got 1.65 GB/s this way and 1.15 by chunks, for 0.8 and 1.35 s of CPU time.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ._answer import Answer, Stopped, check_range
+from ._config import KiB
+from ._errors import connection_error, timeout_error
+from ._head import Target, changed_error, info_of_headers
+from ._headers import customer_key_headers
+from ._info import ObjectInfo
+from ._memory import Slot
+from ._rest import Refused, Request, back_off
+
+if TYPE_CHECKING:
+    import urllib3
+
+    from ._runtime import Runtime
+
+# Of a body that broke, this much is read at a time, so that each attempt gets further: a read that fails does not say
+# how much it had put into place. Before that the whole body is one read: threads wait for each other between two.
+_PIECE = 256 * KiB
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+def open_direct(runtime: Runtime, target: Target, start: int, end: int, etag: str | None) -> Answer:
+    """Ask for a range; see `open_native`.
+
+    Raises:
+        Refused: The store answered with an error.
+        S3Exception: No answer came.
+    """
+    response = runtime.rest.try_send(_request(runtime, target, start, end, etag))
+    first, last, size = _range_of(response)
+    info = info_of_headers(target, response.headers, size)
+    body = _Body(runtime, target, info, first, last, response)
+    return Answer(info, first, last, body.fill, body.close)
+
+
+def _request(runtime: Runtime, target: Target, start: int, end: int, etag: str | None) -> Request:
+    headers = {"Range": f"bytes={start}-{end - 1}", **customer_key_headers(runtime.config)}
+    if etag is not None:
+        headers["If-Match"] = etag
+    query = {"versionId": target.version_id} if target.version_id else {}
+    return Request("GET", target.bucket, target.key, query=query, headers=headers, stream=True)
+
+
+def _range_of(response: urllib3.BaseHTTPResponse) -> tuple[int, int, int]:
+    """The range that comes, and the object's size."""
+    announced = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if response.status == 206 and announced is not None:
+        first, last, size = (int(number) for number in announced.groups())
+        return first, last + 1, size
+    length = int(response.headers.get("Content-Length", "-1"))
+    return 0, length, length
+
+
+class _Body:
+    """A body to come; when the connection breaks, the rest of it is asked for.
+
+    Args:
+        runtime: The client.
+        target: The object.
+        info: What the answer says about it.
+        first: First byte that comes.
+        last: One past the last byte.
+        response: The answer, its body unread.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        target: Target,
+        info: ObjectInfo,
+        first: int,
+        last: int,
+        response: urllib3.BaseHTTPResponse,
+    ) -> None:
+        self._runtime = runtime
+        self._target = target
+        self._info = info
+        self._first = first
+        self._last = last
+        self._response = response
+
+    def fill(self, slot: Slot) -> None:
+        """Put the body into a slot."""
+        import http.client
+
+        import urllib3.exceptions as http_errors
+
+        attempt = 1
+        while True:
+            try:
+                self._receive(slot, self._last - self._first if attempt == 1 else _PIECE)
+                return
+            except (http_errors.HTTPError, http.client.HTTPException, OSError) as error:
+                self.close()
+                if not slot.is_open:
+                    raise Stopped from None
+                if attempt >= self._runtime.config.max_attempts:
+                    is_late = isinstance(error, TimeoutError | http_errors.TimeoutError)
+                    make = timeout_error if is_late else connection_error
+                    raise make("GET", self._target.uri, str(error) or type(error).__name__, attempt) from error
+            back_off(attempt)
+            attempt += 1
+            self._ask_again(slot)
+
+    def close(self) -> None:
+        """End the connection, unless the body was read to its end."""
+        self._response.close()
+
+    def _receive(self, slot: Slot, most: int) -> None:
+        import http.client
+        import socket
+
+        from urllib3.util.response import is_fp_closed
+
+        length = self._last - self._first
+        # urllib3's own `readinto` reads into new memory and copies.
+        raw: Any = getattr(self._response, "_fp", None)
+        if not isinstance(raw, http.client.HTTPResponse):
+            raw = self._response
+
+        def interrupt() -> None:
+            # Beneath TLS, which has a `shutdown` of its own. It may have ended by itself just now.
+            with (
+                suppress(OSError, ValueError, AttributeError),
+                socket.fromfd(raw.fileno(), socket.AF_INET, socket.SOCK_STREAM) as connection,
+            ):
+                connection.shutdown(socket.SHUT_RDWR)
+
+        while slot.filled < length:
+            count = slot.receive(raw.readinto, min(most, length - slot.filled), interrupt)
+            if count is None:
+                raise Stopped
+            if count == 0:
+                raise ConnectionError(f"the connection ended after {slot.filled} of {length} bytes")
+        if is_fp_closed(raw):  # and not before the end of a chunked body
+            self._response.release_conn()
+
+    def _ask_again(self, slot: Slot) -> None:
+        """Ask for what is still to come, of the same version; for all of it where the store tells no versions."""
+        etag = self._info.etag
+        if etag is None:
+            slot.restart()
+        begin = self._first + slot.filled
+        try:
+            self._response = self._runtime.rest.try_send(_request(self._runtime, self._target, begin, self._last, etag))
+        except Refused as refused:
+            if refused.failure.status == 412:
+                raise changed_error(self._target) from None
+            raise refused.translated() from None
+        first, last, size = _range_of(self._response)
+        if self._response.headers.get("ETag") != etag or size != self._info.size:
+            raise changed_error(self._target)
+        check_range(self._target, (begin, self._last), (first, last))
