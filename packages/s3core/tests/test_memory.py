@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import mmap
 import platform
 import sys
@@ -112,6 +113,35 @@ def test_a_closed_slot_takes_nothing() -> None:
     assert not slot.write(b"b")
     assert not slot.is_open
     assert buffer == b"a\0\0\0"
+
+
+def test_bytes_are_received_in_place() -> None:
+    buffer = bytearray(6)
+    slot = Destination.of_buffer(buffer).slot(1, 6)
+    source = io.BytesIO(b"abcdefgh")
+    assert slot.receive(source.readinto, 2, pytest.fail) == 2
+    assert slot.receive(source.readinto, 100, pytest.fail) == 3
+    assert (slot.filled, buffer) == (5, b"\0abcde")
+    slot.close()
+    assert slot.receive(source.readinto, 1, pytest.fail) is None
+
+
+def test_a_slot_that_is_closed_interrupts_who_waits_for_bytes() -> None:
+    begun, interrupted = threading.Event(), threading.Event()
+    slot = Destination.of_buffer(bytearray(4)).slot(0, 4)
+    results: list[int | None] = []
+
+    def read(view: memoryview) -> int:
+        begun.set()
+        assert interrupted.wait(20)
+        return 0
+
+    thread = threading.Thread(target=lambda: results.append(slot.receive(read, 4, interrupted.set)))
+    thread.start()
+    assert begun.wait(20)
+    slot.close()
+    thread.join()
+    assert results == [None]
 
 
 def test_empty_buffers_are_fine() -> None:

@@ -9,6 +9,7 @@ import pickle
 import random
 import sys
 import threading
+import time
 from array import array
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +79,58 @@ def test_odd_pieces_of_a_reused_buffer_are_copied_before_write_returns(
         came.update(chunk)
     assert came.digest() == digest.digest()
     assert used(client) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_that_are_copied_and_pieces_that_are_not_keep_their_order(
+    counting_server: CountingServer, client: S3Client, seed: int
+) -> None:
+    rng = random.Random(seed)
+    pieces, copies = [], []
+    while sum(map(len, pieces)) < 3 * PART:
+        size = rng.choice([0, rng.randrange(100), 64 * 1024, rng.randrange(MiB), rng.randrange(2 * PART)])
+        pieces.append(rng.randbytes(size))
+        copies.append(rng.random() < 0.5)
+    with client.put_object(counting_server.bucket, "key") as stream:
+        for piece, copy in zip(pieces, copies, strict=True):
+            buffer = bytearray(piece)
+            assert stream.write(buffer, copy=copy) == len(piece)
+            if copy:
+                buffer[:] = bytes(len(piece))
+    assert counting_server.get("key") == b"".join(pieces)
+    assert used(client) == 0
+
+
+@pytest.mark.parametrize("algorithm", ["CRC64NVME", "SHA256"])
+def test_a_part_in_pieces_has_one_checksum(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], algorithm: str
+) -> None:
+    """The server compares."""
+    client = make_client(counting_server, part_size=PART, upload_checksum=algorithm)
+    with client.put_object(counting_server.bucket, "key") as stream:
+        for start in range(0, len(DATA), MiB + 1):
+            stream.write(b"head")
+            stream.write(memoryview(DATA)[start : start + MiB + 1], copy=False)
+    parts = [request for request in counting_server.requests if request.operation == "UploadPart"]
+    assert len(parts) == 3
+    assert all(f"x-amz-checksum-{algorithm.lower()}" in request.headers for request in parts)
+
+
+def test_an_aborted_upload_lets_go_of_what_it_did_not_copy(counting_server: CountingServer, client: S3Client) -> None:
+    counting_server.put("key", b"old")
+    buffer = bytearray(DATA)
+    stream = client.put_object(counting_server.bucket, "key")
+    stream.write(buffer, copy=False)
+    stream.abort()
+    deadline = time.monotonic() + 20
+    while True:  # a thread of the pool may still be on its way out
+        try:
+            buffer.append(0)  # refused while somebody looks at it
+            break
+        except BufferError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert counting_server.get("key") == b"old"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +223,27 @@ def test_the_memory_of_a_process_is_bounded_while_it_writes(
         counting_server.bucket,
     )
     assert int(output) < 90
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of its memory in /proc")
+def test_what_is_not_copied_takes_no_memory(counting_server: CountingServer, run_program: Callable[..., str]) -> None:
+    output = run_program(
+        """
+        client = make_client()
+        client.list_objects(bucket).__next__()
+        piece = memoryview(bytearray(b"x") * (100 * 2**20))
+        before = peak_kib()
+        with client.put_object(bucket, "huge") as stream:
+            for _ in range(4):
+                stream.write(b"head of a piece")
+                stream.write(piece, copy=False)
+        print((peak_kib() - before) // 1024)
+        """,
+        counting_server,
+        counting_server.bucket,
+    )
+    assert int(output) < 40
+    assert len(counting_server.get("huge")) == 4 * (100 * MiB + 15)
 
 
 def test_a_size_hint_makes_parts_large_enough_for_the_object(counting_server: CountingServer, client: S3Client) -> None:

@@ -41,7 +41,16 @@ CASES = {
     "distributed save": (
         "state = tensors(torch.ones, 4)\n"
         "measure(lambda: dcp.save(state, storage_writer=S3StorageWriter(None, uri + '/many')))",
-        500,
+        100,
+    ),
+    "distributed save of views": (
+        "state = {name: tensor[5:] for name, tensor in tensors(torch.ones, 4).items()}\n"
+        "measure(lambda: dcp.save(state, storage_writer=S3StorageWriter(None, uri + '/many')))",
+        100,
+    ),
+    "safetensors save": (
+        "state = tensors(torch.ones, 4)\nmeasure(lambda: safetensors.save_file(state, uri + '/m'))",
+        100,
     ),
     "safetensors": (
         "state = tensors(torch.ones, 4)\nsafetensors.save_file(state, uri + '/m')\ndel state\n"

@@ -309,7 +309,7 @@ class GetObjectStream:
         start, end = self._planned, self._planned + size
         etag = wait_for(self._answer).etag if answer is None and self._answer is not None else self._etag
         runtime, target, wish = self._runtime, self._target, self._wish
-        is_guess = answer is not None and self._hint is None
+        is_guess = answer is not None and self._hint is None and self._limit is None and slot is None
 
         def task() -> Any:
             try:

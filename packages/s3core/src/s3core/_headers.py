@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ._config import STORAGE_CLASS, S3ClientConfig
@@ -64,13 +64,16 @@ def creation_headers(
     return headers
 
 
-def checksum_of(data: bytes | bytearray, algorithm: str | None) -> str | None:
+def checksum_of(pieces: Iterable[bytes | bytearray | memoryview], algorithm: str | None) -> str | None:
     """The checksum of a body in base64, or None when uploads carry none."""
     if algorithm is None:
         return None
     if algorithm == "SHA256":
-        return base64.b64encode(hashlib.sha256(data).digest()).decode()
-    return base64.b64encode(_crc64nvme(data).to_bytes(8, "big")).decode()
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        return base64.b64encode(digest.digest()).decode()
+    return base64.b64encode(_crc64nvme(pieces).to_bytes(8, "big")).decode()
 
 
 def checksum_headers(algorithm: str | None, checksum: str | None) -> dict[str, str]:
@@ -84,14 +87,17 @@ def checksum_headers(algorithm: str | None, checksum: str | None) -> dict[str, s
     return {f"x-amz-checksum-{algorithm.lower()}": checksum, "x-amz-sdk-checksum-algorithm": algorithm}
 
 
-def _crc64nvme(data: bytes | bytearray) -> int:
+def _crc64nvme(pieces: Iterable[bytes | bytearray | memoryview]) -> int:
     global _model
     if _model is None:
         load("anycrc")
         import anycrc
 
         _model = anycrc.Model("CRC64-NVME")
-    return int(_model.calc(data))
+    crc = int(_model.calc(b""))
+    for piece in pieces:
+        crc = int(_model.calc(piece, crc))
+    return crc
 
 
 _model: Any = None

@@ -21,7 +21,7 @@ from ._exceptions import S3Exception
 from ._head import Target, head
 from ._headers import checksum_headers, checksum_of, customer_key_headers
 from ._pool import wait_for
-from ._rest import Refused, Request
+from ._rest import Pieces, Refused, Request
 from ._xml import Document, completion_document
 
 if TYPE_CHECKING:
@@ -121,12 +121,12 @@ class MultipartUpload:
         wait_for(self._submit(send))
         self.raise_error()
 
-    def submit_part(self, number: int, body: bytes | bytearray, on_done: Callable[[], None]) -> None:
+    def submit_part(self, number: int, body: Pieces, on_done: Callable[[], None]) -> None:
         """Send a part from the pool.
 
         Args:
             number: Its number, from 1.
-            body: Its bytes, unchanged until `on_done` is called.
+            body: Its bytes in pieces, unchanged until `on_done` is called.
             on_done: Called when the body is no longer needed, whatever became of it.
         """
 
@@ -300,7 +300,7 @@ class MultipartUpload:
         query: dict[str, str],
         *,
         headers: dict[str, str] | None = None,
-        body: bytes | bytearray | None = None,
+        body: bytes | Pieces | None = None,
         what: str = "",
     ) -> Request:
         target = self._target

@@ -9,11 +9,13 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ._config import KiB
 from ._exceptions import S3Exception
 from ._head import Target
 from ._headers import checksum_headers, checksum_of, creation_headers
-from ._memory import Destination, new_buffer
+from ._memory import new_buffer
 from ._multipart import MultipartUpload
+from ._part import Part
 from ._plan import MAX_PARTS, plan_part_size, plan_parts_in_flight
 from ._pool import wait_for
 from ._rest import Request
@@ -21,6 +23,8 @@ from ._rest import Request
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
+# Shorter pieces are copied even when they need not be: each piece is a call to the socket, maybe a packet.
+_MIN_REFERRED = 64 * KiB
 # How long an interrupted `with` block waits for the abort before it goes on in the background.
 _INTERRUPT_SECONDS = 0.5
 
@@ -28,11 +32,11 @@ _INTERRUPT_SECONDS = 0.5
 class PutObjectStream:
     """The bytes of a new object; made by `S3Client.put_object`.
 
-    `write` copies what it is given, so that the caller may reuse its buffer at once. What fits into one part is sent by
-    `close()` in one request; more becomes a multipart upload, with parts in parallel and memory bounded. Only a clean
-    `close()` makes the object visible: an exception in the `with` block, `abort()`, a stream that is dropped and the
-    exit of the interpreter all leave the old object as it was, and no upload behind. (A process that is killed leaves
-    its upload to a lifecycle rule.)
+    `write` copies what it is given, so that the caller may reuse its buffer at once; `copy=False` saves that. What fits
+    into one part is sent by `close()` in one request; more becomes a multipart upload, with parts in parallel and
+    memory bounded. Only a clean `close()` makes the object visible: an exception in the `with` block, `abort()`, a
+    stream that is dropped and the exit of the interpreter all leave the old object as it was, and no upload behind. (A
+    process that is killed leaves its upload to a lifecycle rule.)
 
     It may be used from several threads. A process that inherited it by fork can do nothing with it.
 
@@ -60,8 +64,8 @@ class PutObjectStream:
         self._checksum = config.upload_checksum
         self._lock = threading.Lock()
         self._upload: MultipartUpload | None = None
-        self._buffer = bytearray()
-        self._filled = 0
+        self._part = Part()
+        self._refers = False
         self._free: SimpleQueue[bytearray] = SimpleQueue()
         self._charge = 0
         self._number = 0
@@ -90,11 +94,13 @@ class PutObjectStream:
         """How many bytes were written."""
         return self._size
 
-    def write(self, data: Any) -> int:
-        """Append bytes; they are copied before this returns.
+    def write(self, data: Any, *, copy: bool = True) -> int:
+        """Append bytes.
 
         Args:
             data: Any buffer: `bytes`, `bytearray`, a `memoryview` of any layout, an array, a tensor's memory.
+            copy: True copies the bytes before this returns. False sends large pieces from where they lie, which saves
+                the memory of the parts and time: they must then stay as they are until `close` or `abort` has returned.
 
         Returns:
             The number of bytes.
@@ -111,7 +117,7 @@ class PutObjectStream:
             try:
                 self._check_size(len(view))
                 self._is_torn = True
-                self._append(view)
+                self._append(view, copy)
                 self._is_torn = False
             except BaseException as error:
                 self._fail(error)
@@ -202,7 +208,7 @@ class PutObjectStream:
             self._fail(S3Exception("it was interrupted"))
 
     def _drop_buffers(self) -> None:
-        self._buffer = bytearray()
+        self._part = Part()
         self._free = SimpleQueue()
         self._runtime.budget.give_back(self._charge)
         self._charge = 0
@@ -229,41 +235,53 @@ class PutObjectStream:
                 f"S3's limit, at {self._size + more} bytes; pass the object's size as size_hint, or raise part_size"
             )
 
-    def _append(self, view: memoryview) -> None:
+    def _append(self, view: memoryview, copy: bool) -> None:
+        self._refers = self._refers or not copy
         offset = 0
         while offset < len(view):
             if self._aborted:
                 raise S3Exception(f"the upload of {self._target.uri} was aborted while it was written to")
-            if self._filled == self._part_size:
+            if self._part.size == self._part_size:
                 self._send_part()
-                self._buffer = self._take_buffer()
-            count = min(len(view) - offset, self._part_size - self._filled)
+            count = min(len(view) - offset, self._part_size - self._part.size)
+            is_small = count < _MIN_REFERRED
+            if self._part.size == 0:
+                self._part = self._begin_part(count, is_copied=copy and not (is_small and self._refers))
             piece = view[offset : offset + count]
-            if count == self._part_size > len(self._buffer):
-                self._buffer = new_buffer(self._part_size)
-            if len(self._buffer) == self._part_size:
-                Destination.of_buffer(self._buffer).slot(self._filled, self._filled + count).write(piece)
+            if copy or is_small:
+                self._part.copy(piece)
             else:
-                self._buffer += piece  # The first part grows, so that a small object costs little memory.
-            self._filled += count
+                self._part.refer(piece)
             self._size += count
             offset += count
 
+    def _begin_part(self, count: int, *, is_copied: bool) -> Part:
+        """Make the next part, as soon as there may be one more.
+
+        Args:
+            count: How many bytes come first.
+            is_copied: Whether most of it is likely to be copied.
+        """
+        if self._upload is None:
+            # The first part grows, unless it comes whole, so that a small object costs little memory.
+            return Part(new_buffer(count) if is_copied and count == self._part_size else None)
+        if is_copied:
+            return Part(self._take_buffer())
+        self._upload.wait_below(self._most_in_flight)
+        return Part()
+
     def _send_part(self) -> None:
-        """Hand the full buffer, or the last one, to the pool."""
+        """Hand the full part, or the last one, to the pool."""
         if self._upload is None:
             upload = MultipartUpload(self._runtime, self._target, self._headers, self._checksum)
             self._upload = upload
             upload.create()
             self._charge = self._part_size
             self._runtime.budget.take(self._charge)
-        upload = self._upload
-        buffer, free = self._buffer, self._free
-        if self._filled < len(buffer):
-            del buffer[self._filled :]
+        part, free = self._part, self._free
         self._number += 1
-        self._buffer, self._filled = bytearray(), 0
-        upload.submit_part(self._number, buffer, lambda: free.put(buffer))
+        self._part = Part()
+        self._upload.submit_part(self._number, part.pieces(), lambda: _put_back(part, free))
 
     def _take_buffer(self) -> bytearray:
         """A buffer of one part: a used one, a new one within the bounds, or the next that becomes free."""
@@ -289,13 +307,14 @@ class PutObjectStream:
         if self._upload is None:
             self._put_at_once()
             return
-        if self._filled:
+        if self._part.size:
             self._send_part()
         self._upload.complete(self._size)
 
     def _put_at_once(self) -> None:
-        body = bytes(memoryview(self._buffer)[: self._filled])
-        headers = {**self._headers, **checksum_headers(self._checksum, checksum_of(body, self._checksum))}
+        # One piece of our own, whatever the caller promised: after Ctrl-C it may change while it is still being sent.
+        body = b"".join(self._part.pieces())
+        headers = {**self._headers, **checksum_headers(self._checksum, checksum_of([body], self._checksum))}
         stop = threading.Event()
         request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body, stop=stop)
         try:
@@ -303,6 +322,12 @@ class PutObjectStream:
         except BaseException:
             stop.set()  # A late attempt must not overwrite what is written after an interruption.
             raise
+
+
+def _put_back(part: Part, free: SimpleQueue[bytearray]) -> None:
+    """Let a part's buffer be used again, now that its bytes are sent."""
+    if part.buffer is not None:
+        free.put(part.buffer)
 
 
 def _flat(data: Any) -> memoryview:

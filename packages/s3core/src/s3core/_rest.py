@@ -11,7 +11,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -44,6 +44,8 @@ logger = logging.getLogger("s3core")
 
 # With what sockets and headers import by themselves when they are first used.
 _LIBRARIES = ("urllib3", "urllib3.exceptions", "encodings.idna", "email.utils")
+Pieces = Sequence[bytes | bytearray | memoryview]
+
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
 _REGION_HEADER = "x-amz-bucket-region"
@@ -60,7 +62,7 @@ class Request:
         key: The key; empty for requests to the bucket.
         query: Query parameters, unescaped.
         headers: Headers beside those of the signature.
-        body: The body, kept unchanged until the answer is there.
+        body: The body, whole or in pieces, kept unchanged until the answer is there.
         what: The operation's name for messages; the method if empty.
         stream: Leave the body of a good answer unread.
         stop: When this is set, no further attempt is made.
@@ -71,7 +73,7 @@ class Request:
     key: str = ""
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | bytearray | None = None
+    body: bytes | Pieces | None = None
     what: str = ""
     stream: bool = False
     stop: threading.Event | None = None
@@ -261,7 +263,7 @@ class RestClient:
             response = pool.urlopen(
                 request.method,
                 target,
-                body=request.body,  # type: ignore[arg-type]  # urllib3's types leave out bytearray, which it sends.
+                body=request.body,  # type: ignore[arg-type]  # urllib3 sends the items of any iterable.
                 headers=headers,
                 retries=False,
                 redirect=False,
@@ -294,6 +296,8 @@ class RestClient:
             headers["x-amz-expected-bucket-owner"] = config.expected_bucket_owner
         if request.body is None and request.method in ("PUT", "POST"):
             headers["Content-Length"] = "0"
+        elif request.body is not None and not isinstance(request.body, bytes):
+            headers["Content-Length"] = str(sum(len(piece) for piece in request.body))
         headers.update(request.headers)
         return headers
 

@@ -31,6 +31,21 @@ def tensor_buffer(tensor: torch.Tensor) -> memoryview:
     return storage_buffer(tensor.untyped_storage())[start : start + tensor.nbytes]
 
 
+def alone(tensor: torch.Tensor) -> torch.Tensor:
+    """See the memory of a tensor as that of a tensor whose storage holds nothing else, without a copy.
+
+    `torch.save` writes all of a tensor's storage, however little of it the tensor shows.
+
+    Args:
+        tensor: A contiguous strided tensor on the CPU, of at least one byte.
+
+    Returns:
+        A tensor of the same dtype, shape and memory.
+    """
+    storage = torch.frombuffer(tensor_buffer(tensor), dtype=torch.uint8).untyped_storage()
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride())
+
+
 def storage_buffer(storage: torch.UntypedStorage) -> memoryview:
     """View the memory of a CPU storage as bytes; the view keeps the storage alive.
 

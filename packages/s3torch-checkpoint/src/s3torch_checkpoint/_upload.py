@@ -33,14 +33,19 @@ class UploadFile:
         self._stop = stop
         self.error: BaseException | None = None
 
-    def write(self, data: Any) -> int:
-        """Hand bytes over; they have been copied when it returns."""
+    def write(self, data: Any, *, copy: bool = True) -> int:
+        """Hand bytes over.
+
+        Args:
+            data: Any buffer.
+            copy: False promises that it stays as it is until the upload's block has ended; see `PutObjectStream.write`.
+        """
         if self.error is not None:
             raise self.error
         try:
             self.check_stop()
             view = memoryview(data)
-            self._stream.write(view)
+            self._stream.write(view, copy=copy)
         except BaseException as error:
             self.error = error
             raise

@@ -11,11 +11,12 @@ import io
 import math
 import struct
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from .._upload import UploadFile
 
 _ATTRIBUTE = "s3torch_payload"
 # A local file header: signature, 22 bytes of no interest here, length of the name, length of the extra field.
@@ -25,6 +26,8 @@ _LOCAL_HEADER_BYTES = 30
 _STORAGE_MEMBER = b"/data/0"
 # The members before the storage take well under 2 kB; a head that grows beyond this has no tensor to find.
 _MAX_HEAD_BYTES = 64 * 2**10
+# What is compared before a storage is taken for the tensor's memory, at both of its ends.
+_SAMPLE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,14 @@ class ItemStream(io.RawIOBase):
     """What one item is written to: passes bytes on, counts them, and never closes what lies beneath.
 
     Args:
-        write: Takes the bytes and has copied them when it returns.
+        target: Where the bytes go.
+        lasting: The memory of the tensor that is written, when it outlasts the upload: it then is not copied.
     """
 
-    def __init__(self, write: Callable[[Any], Any]) -> None:
+    def __init__(self, target: UploadFile, lasting: memoryview | None = None) -> None:
         super().__init__()
-        self._write = write
+        self._target = target
+        self._lasting = lasting
         self._length = 0
         self._head: bytearray | None = bytearray()
         self.storage_offset: int | None = None
@@ -79,9 +84,21 @@ class ItemStream(io.RawIOBase):
         length = data.nbytes if isinstance(data, memoryview) else len(memoryview(data))
         if self._head is not None:
             self._look_for_storage(data, length)
-        self._write(data)
+        if self.storage_offset == self._length and self._is_lasting(data, length):
+            # torch's view of this memory does not keep it alive; ours does.
+            self._target.write(self._lasting, copy=False)
+        else:
+            self._target.write(data)
         self._length += length
         return length
+
+    def _is_lasting(self, data: Any, length: int) -> bool:
+        return (
+            self._lasting is not None
+            and length == self._lasting.nbytes
+            and bytes(data[:_SAMPLE_BYTES]) == bytes(self._lasting[:_SAMPLE_BYTES])
+            and bytes(data[-_SAMPLE_BYTES:]) == bytes(self._lasting[-_SAMPLE_BYTES:])
+        )
 
     def _look_for_storage(self, data: Any, length: int) -> None:
         head = self._head

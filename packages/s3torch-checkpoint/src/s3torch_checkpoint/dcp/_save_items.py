@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
+from .._memory import alone, is_plain, tensor_buffer
 from .._upload import UploadFile
 from ._payload import ItemStream, note_payload
 
@@ -82,20 +83,26 @@ def write_item(
     """
     data = planner.resolve_data(item)
     offset = target.tell()
-    raw = ItemStream(target.write)
-    stream = outermost = cast("IO[bytes]", raw)
-    for extension in extensions:
-        stream = extension.transform_to(stream)
     tensor = None
-    if item.type == WriteItemType.BYTE_IO:
-        if not isinstance(data, io.BytesIO):
-            raise TypeError(f"the planner resolved {item.index.fqn!r} to a {type(data).__name__}, not to io.BytesIO")
-        stream.write(data.getbuffer())
-    else:
+    lasting = None
+    if item.type != WriteItemType.BYTE_IO:
         if not isinstance(data, torch.Tensor):
             raise TypeError(f"the planner resolved {item.index.fqn!r} to a {type(data).__name__}, not to a tensor")
         tensor = compact_cpu_tensor(data)
+        # What the planner holds outlasts the upload; a copy that was made here goes when it is written.
+        is_lasting = is_plain(tensor) and data.device == tensor.device and data.data_ptr() == tensor.data_ptr()
+        if is_lasting and not extensions:
+            lasting = tensor_buffer(tensor)
+    raw = ItemStream(target, lasting)
+    stream = outermost = cast("IO[bytes]", raw)
+    for extension in extensions:
+        stream = extension.transform_to(stream)
+    if tensor is not None:
         torch.save(tensor, stream)
+    else:
+        if not isinstance(data, io.BytesIO):
+            raise TypeError(f"the planner resolved {item.index.fqn!r} to a {type(data).__name__}, not to io.BytesIO")
+        stream.write(data.getbuffer())
     if stream is not outermost:
         stream.close()
     info = _StorageInfo(name, offset, raw.length)
@@ -120,5 +127,7 @@ def compact_cpu_tensor(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     tensor = tensor.resolve_conj().resolve_neg().contiguous()
     if tensor.untyped_storage().nbytes() != tensor.nbytes:
+        if is_plain(tensor) and type(tensor) is torch.Tensor and tensor.nbytes:
+            return alone(tensor)
         tensor = tensor.clone(memory_format=torch.contiguous_format)
     return tensor

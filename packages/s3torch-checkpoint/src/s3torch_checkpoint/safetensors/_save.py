@@ -56,7 +56,9 @@ def save_file(
         file.write(header)
         for name in order:
             tensor = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
-            file.write(tensor_buffer(tensor))
+            # The caller's memory outlasts the upload; a copy that was made here goes when it is written.
+            is_lasting = tensor.device == tensors[name].device and tensor.data_ptr() == tensors[name].data_ptr()
+            file.write(tensor_buffer(tensor), copy=not is_lasting)
 
 
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,0 +1,50 @@
+"""One part of an upload in the making."""
+
+from __future__ import annotations
+
+from ._memory import Destination
+
+
+class Part:
+    """The bytes of a part in pieces: what was copied, and what is sent from where it lies.
+
+    Args:
+        buffer: What to copy into, of a part's size; None for one that grows, so that little data costs little memory.
+    """
+
+    __slots__ = ("_begin", "_end", "_pieces", "_run", "buffer", "size")
+
+    def __init__(self, buffer: bytearray | None = None) -> None:
+        self.buffer = buffer
+        self.size = 0
+        self._run = bytearray()
+        self._begin = self._end = 0
+        self._pieces: list[bytearray | memoryview] = []
+
+    def copy(self, piece: memoryview) -> None:
+        """Append bytes that may change when this returns."""
+        if self.buffer is None:
+            self._run += piece
+        else:
+            Destination.of_buffer(self.buffer).slot(self._end, self._end + len(piece)).write(piece)
+            self._end += len(piece)
+        self.size += len(piece)
+
+    def refer(self, piece: memoryview) -> None:
+        """Append bytes that stay as they are until they are sent."""
+        self._cut()
+        self._pieces.append(piece)
+        self.size += len(piece)
+
+    def pieces(self) -> list[bytearray | memoryview]:
+        """All bytes in their order; nothing is appended after this."""
+        self._cut()
+        return self._pieces
+
+    def _cut(self) -> None:
+        if self._run:
+            self._pieces.append(self._run)
+            self._run = bytearray()
+        elif self.buffer is not None and self._end > self._begin:
+            self._pieces.append(memoryview(self.buffer)[self._begin : self._end])
+            self._begin = self._end
