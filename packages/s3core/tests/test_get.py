@@ -265,7 +265,7 @@ def test_a_stream_that_failed_once_goes_on_where_it_was(
 ) -> None:
     with client.get_object(counting_server.bucket, big) as stream:
         came = bytearray(next(stream))
-        counting_server.fault(operation="GetObject", times=1, status=403, code="AccessDenied")
+        counting_server.fault(operation="GetObject", times=2, status=403, code="AccessDenied")
         try:
             for chunk in stream:
                 came += chunk

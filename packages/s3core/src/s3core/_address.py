@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote, urlsplit
 
 from ._exceptions import ConfigError
@@ -18,6 +20,7 @@ _SUFFIXES = {
     "us-isob-": "sc2s.sgov.gov",
     "eusc-": "amazonaws.eu",
 }
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 # Unreserved characters of RFC 3986, and the slash: what a signed S3 path leaves as it is.
 _SAFE = "/-_.~"
 
@@ -40,9 +43,34 @@ class Address:
     path: str
     host_is_bucket: bool
 
-    def url(self, key: str = "") -> str:
-        """The URL of a key, percent-encoded so that the key arrives byte for byte."""
-        return f"{self.origin}{self.path}/{quote(key, safe=_SAFE)}"
+    @property
+    def host(self) -> str:
+        """The `Host` header of its requests."""
+        return host_of(self.origin)
+
+    def target(self, key: str = "", query: Mapping[str, str] | None = None) -> str:
+        """What a request asks for: path and query, percent-encoded so that every byte arrives.
+
+        Args:
+            key: The key; empty for the bucket.
+            query: Parameters, unescaped.
+        """
+        path = f"{self.path}/{quote(key, safe=_SAFE)}"
+        if not query:
+            return path
+        return path + "?" + "&".join(f"{quote(k, safe='-_.~')}={quote(v, safe='-_.~')}" for k, v in query.items())
+
+
+@lru_cache(maxsize=256)
+def host_of(url: str) -> str:
+    """The `Host` header for a URL: the name in lower case, and the port unless it is the scheme's own."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"  # an IPv6 address
+    if parts.port is None or parts.port == _DEFAULT_PORTS.get(parts.scheme):
+        return host
+    return f"{host}:{parts.port}"
 
 
 def locate(bucket: str, region: str, endpoint: str | None, force_path_style: bool | None) -> Address:

@@ -1,8 +1,9 @@
-"""The answer to a ranged GET, and how to ask obstore for one; `_direct` has the other way."""
+"""The ranged GET, its answer, and how to ask obstore for one; `_direct` and `_small` have the other ways."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ._errors import (
 )
 from ._exceptions import S3Exception
 from ._head import Target, changed_error
+from ._headers import customer_key_headers
 from ._info import ObjectInfo
 from ._memory import Slot
 from ._rest import Refused, Request
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ._runtime import Runtime
 
 _CHUNK_SIZE = 64 * KiB
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class Stopped(Exception):
@@ -51,6 +54,34 @@ class Answer:
     fill: Callable[[Slot], None]
     close: Callable[[], None] = lambda: None
     whole: Callable[[], Any] | None = None
+
+
+def ranged_get(
+    runtime: Runtime, target: Target, start: int, end: int, etag: str | None, attempts_made: int = 0
+) -> Request:
+    """The request for `[start, end)` of an object that has this ETag, if it is given."""
+    headers = {"Range": f"bytes={start}-{end - 1}", **customer_key_headers(runtime.config)}
+    if etag is not None:
+        headers["If-Match"] = etag
+    query = {"versionId": target.version_id} if target.version_id else {}
+    return Request(
+        "GET", target.bucket, target.key, query=query, headers=headers, stream=True, attempts_made=attempts_made
+    )
+
+
+def range_of(status: int, headers: Mapping[str, str]) -> tuple[int, int, int]:
+    """Which range an answer brings, and the object's size.
+
+    Args:
+        status: The answer's status.
+        headers: Its headers, by their names in lower case or in any.
+    """
+    announced = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+    if status == 206 and announced is not None:
+        first, last, size = (int(number) for number in announced.groups())
+        return first, last + 1, size
+    length = int(headers.get("content-length", "-1"))
+    return 0, length, length
 
 
 def check_range(target: Target, asked: tuple[int, int], sent: tuple[int, int]) -> None:

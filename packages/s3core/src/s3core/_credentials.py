@@ -76,6 +76,11 @@ class CredentialSource:
         """What was resolved last, for children to start from."""
         return self._current
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether `get` has them at hand."""
+        return self._current is not None and not self._current.is_due
+
     def get(self) -> Credentials | None:
         """The credentials to sign with, or None for unsigned requests.
 

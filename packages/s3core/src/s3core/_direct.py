@@ -6,18 +6,16 @@ new memory, 2 cores shared with the server got 1.65 GB/s this way and 1.15 by ch
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ._answer import Answer, Stopped, check_range
+from ._answer import Answer, Stopped, check_range, range_of, ranged_get
 from ._config import KiB
 from ._errors import connection_error, timeout_error
 from ._head import Target, changed_error, info_of_headers
-from ._headers import customer_key_headers
 from ._info import ObjectInfo
 from ._memory import Slot
-from ._rest import Refused, Request, back_off
+from ._rest import Refused, back_off
 
 if TYPE_CHECKING:
     import urllib3
@@ -27,39 +25,30 @@ if TYPE_CHECKING:
 # Of a body that broke, this much is read at a time, so that each attempt gets further: a read that fails does not say
 # how much it had put into place. Before that the whole body is one read: threads wait for each other between two.
 _PIECE = 256 * KiB
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
-def open_direct(runtime: Runtime, target: Target, start: int, end: int, etag: str | None) -> Answer:
+def open_direct(
+    runtime: Runtime, target: Target, start: int, end: int, etag: str | None, attempts_made: int = 0
+) -> Answer:
     """Ask for a range; see `open_native`.
+
+    Args:
+        runtime: See there, as for all below.
+        target: See there.
+        start: See there.
+        end: See there.
+        etag: See there.
+        attempts_made: How many attempts were made in another way.
 
     Raises:
         Refused: The store answered with an error.
         S3Exception: No answer came.
     """
-    response = runtime.rest.try_send(_request(runtime, target, start, end, etag))
-    first, last, size = _range_of(response)
+    response = runtime.rest.try_send(ranged_get(runtime, target, start, end, etag, attempts_made))
+    first, last, size = range_of(response.status, response.headers)
     info = info_of_headers(target, response.headers, size)
     body = _Body(runtime, target, info, first, last, response)
     return Answer(info, first, last, body.fill, body.close)
-
-
-def _request(runtime: Runtime, target: Target, start: int, end: int, etag: str | None) -> Request:
-    headers = {"Range": f"bytes={start}-{end - 1}", **customer_key_headers(runtime.config)}
-    if etag is not None:
-        headers["If-Match"] = etag
-    query = {"versionId": target.version_id} if target.version_id else {}
-    return Request("GET", target.bucket, target.key, query=query, headers=headers, stream=True)
-
-
-def _range_of(response: urllib3.BaseHTTPResponse) -> tuple[int, int, int]:
-    """The range that comes, and the object's size."""
-    announced = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if response.status == 206 and announced is not None:
-        first, last, size = (int(number) for number in announced.groups())
-        return first, last + 1, size
-    length = int(response.headers.get("Content-Length", "-1"))
-    return 0, length, length
 
 
 class _Body:
@@ -153,12 +142,13 @@ class _Body:
             slot.restart()
         begin = self._first + slot.filled
         try:
-            self._response = self._runtime.rest.try_send(_request(self._runtime, self._target, begin, self._last, etag))
+            request = ranged_get(self._runtime, self._target, begin, self._last, etag)
+            self._response = self._runtime.rest.try_send(request)
         except Refused as refused:
             if refused.failure.status == 412:
                 raise changed_error(self._target) from None
             raise refused.translated() from None
-        first, last, size = _range_of(self._response)
+        first, last, size = range_of(self._response.status, self._response.headers)
         if self._response.headers.get("ETag") != etag or size != self._info.size:
             raise changed_error(self._target)
         check_range(self._target, (begin, self._last), (first, last))

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ._answer import Answer, Stopped, check_range, open_native
-from ._config import KiB
 from ._direct import open_direct
 from ._errors import error_for
 from ._exceptions import S3ConnectionError, S3Exception
+from ._exchanges import LONGEST_BODY
 from ._head import Target, changed_error, head
 from ._info import ObjectInfo
 from ._keys import is_path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("s3core")
 
 # Up to here obstore is asked, for the body in one piece: the cost is per request, and not per byte.
-_SMALL = 256 * KiB
+_SMALL = LONGEST_BODY
 
 
 class Wish:
@@ -68,6 +68,7 @@ def fetch(
     wish: Wish | None = None,
     on_answer: Callable[[ObjectInfo], None] | None = None,
     is_guess: bool = False,
+    attempts_made: int | None = None,
 ) -> Any:
     """Get `[start, end)` of an object, in this thread.
 
@@ -81,6 +82,7 @@ def fetch(
         wish: When it ends, the transfer does; None for one that never does.
         on_answer: Told about the object as soon as the head of the answer is there, before its bytes.
         is_guess: Whether the object may well end long before `end`, since nobody knows its size.
+        attempts_made: How many attempts were made to get it as a small range; None where that was not tried.
 
     Returns:
         The bytes, as a buffer; an empty one when they went to `slot` or when the object ends before `start`.
@@ -93,11 +95,11 @@ def fetch(
     wish = wish or Wish()
     if wish.is_over:
         raise Stopped
-    is_direct = not is_path(target.key) or (end - start > _SMALL and not is_guess)
+    is_direct = not is_path(target.key) or attempts_made is not None or (end - start > _SMALL and not is_guess)
     began = time.perf_counter()
     outcome = "failed"
     try:
-        answer = _open(runtime, target, start, end, etag, is_direct)
+        answer = _open(runtime, target, start, end, etag, is_direct, attempts_made or 0)
         try:
             if etag is not None and answer.info.etag is not None and answer.info.etag != etag:
                 raise changed_error(target)
@@ -152,10 +154,15 @@ def _length_error(target: Target, answer: Answer, cause: str) -> S3Exception:
     )
 
 
-def _open(runtime: Runtime, target: Target, start: int, end: int, etag: str | None, is_direct: bool) -> Answer:
+def _open(
+    runtime: Runtime, target: Target, start: int, end: int, etag: str | None, is_direct: bool, attempts_made: int
+) -> Answer:
     """Send the request and check that the answer is the range that was asked for."""
     try:
-        answer = (open_direct if is_direct else open_native)(runtime, target, start, end, etag)
+        if is_direct:
+            answer = open_direct(runtime, target, start, end, etag, attempts_made)
+        else:
+            answer = open_native(runtime, target, start, end, etag)
     except Refused as refused:
         failure = refused.failure
         if failure.status == 416:

@@ -18,6 +18,7 @@ from ._memory import Destination, Slot
 from ._plan import FIRST_RANGE, WINDOW_PARTS, next_range_size, next_window
 from ._pool import wait_for
 from ._ranges import fill_range
+from ._small import SmallRange, is_small_range
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -311,9 +312,10 @@ class GetObjectStream:
         runtime, target, wish = self._runtime, self._target, self._wish
         is_guess = answer is not None and self._hint is None and self._limit is None and slot is None
 
-        def task() -> Any:
+        on_answer = answer.set_result if answer is not None else None
+
+        def task(attempts_made: int | None = None) -> Any:
             try:
-                on_answer = answer.set_result if answer is not None else None
                 return fetch(
                     runtime,
                     target,
@@ -324,6 +326,7 @@ class GetObjectStream:
                     wish=wish,
                     on_answer=on_answer,
                     is_guess=is_guess,
+                    attempts_made=attempts_made,
                 )
             except BaseException as error:
                 if answer is not None and not answer.done():
@@ -339,7 +342,11 @@ class GetObjectStream:
                 self._parts.pop()
                 return None
             part.charge = size
-        part.data = runtime.pool.submit(task)
+        if slot is None and not is_guess and is_small_range(runtime, target, size):
+            small = SmallRange(runtime, target, start, end, etag, wish=wish, on_answer=on_answer, otherwise=task)
+            part.data = small.data
+        else:
+            part.data = runtime.pool.submit(task)
         self._planned = end
         return part
 

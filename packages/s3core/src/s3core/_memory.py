@@ -131,6 +131,10 @@ class Destination:
         if isinstance(self._owner, memoryview):
             self._owner.release()
 
+    def view(self) -> memoryview:
+        """All of the memory, writable; it does not keep the owner alive."""
+        return _view_memory(self._address, self.size, _PyBUF_WRITE) if self.size else memoryview(b"")
+
     def slot(self, start: int, end: int) -> Slot:
         """The slice `[start, end)` for one task to fill."""
         return Slot(self._owner, self._address + start, end - start)

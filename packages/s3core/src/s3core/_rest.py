@@ -36,6 +36,8 @@ from ._signature import sign
 from ._uri import uri_of
 
 if TYPE_CHECKING:
+    import ssl
+
     import urllib3
 
     from ._runtime import Runtime
@@ -66,6 +68,7 @@ class Request:
         what: The operation's name for messages; the method if empty.
         stream: Leave the body of a good answer unread.
         stop: When this is set, no further attempt is made.
+        attempts_made: How many attempts were made before, elsewhere.
     """
 
     method: str
@@ -77,6 +80,7 @@ class Request:
     what: str = ""
     stream: bool = False
     stop: threading.Event | None = None
+    attempts_made: int = 0
 
     @property
     def operation(self) -> str:
@@ -113,6 +117,8 @@ class RestClient:
         self._runtime = runtime
         self._lock = threading.Lock()
         self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
+        self._proxies: dict[str, str | None] = {}
+        self._tls: ssl.SSLContext | None = None
 
     def send(self, request: Request) -> urllib3.BaseHTTPResponse:
         """Send a request and translate an error answer.
@@ -140,7 +146,9 @@ class RestClient:
 
         attempts = self._runtime.config.max_attempts
         corrections = 2  # One new region, one new set of credentials.
-        attempt = 0
+        attempt = request.attempts_made
+        if attempt:
+            back_off(attempt, request.stop)
         while True:
             attempt += 1
             address = self._runtime.address(request.bucket)
@@ -205,9 +213,8 @@ class RestClient:
         load(*_LIBRARIES)
         import urllib3.exceptions as http
 
-        url = f"https://s3.us-east-1.amazonaws.com/{quote(bucket)}"
         try:
-            response = self._pool(url).urlopen(
+            response = self._pool("https://s3.us-east-1.amazonaws.com").urlopen(
                 "HEAD", f"/{quote(bucket)}", headers={"User-Agent": self._runtime.settings.user_agent}, redirect=False
             )
         except (http.HTTPError, OSError) as error:
@@ -243,19 +250,12 @@ class RestClient:
     def _send_once(
         self, request: Request, address: Address, keys: Credentials | None, attempt: int
     ) -> urllib3.BaseHTTPResponse:
-        url = address.url(request.key)
-        if request.query:
-            url += "?" + "&".join(f"{quote(k, safe='-_.~')}={quote(v, safe='-_.~')}" for k, v in request.query.items())
-        headers = self._headers(request)
-        if keys is not None:
-            headers = sign(request.method, url, headers, keys, address.region)
-        pool = self._pool(url)
-        parts = urlsplit(url)
-        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        if pool.proxy is not None and parts.scheme == "http":
+        target, headers = self.prepare(request, address, keys)
+        pool = self._pool(address.origin)
+        if pool.proxy is not None and address.origin.startswith("http:"):
             # A proxy is told the whole URL, of which urllib3 would collapse dot segments; TLS goes through a tunnel.
             # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
-            target = f"{parts.scheme}://{parts.netloc}{_DOT_SEGMENT.sub(_escape_dots, target)}"
+            target = f"{address.origin}{_DOT_SEGMENT.sub(_escape_dots, target)}"
             headers = {**headers, **pool.proxy_headers}
         started = time.perf_counter()
         status: int | str = "no answer"
@@ -287,6 +287,23 @@ class RestClient:
                 1000 * (time.perf_counter() - started),
             )
 
+    def prepare(self, request: Request, address: Address, keys: Credentials | None) -> tuple[str, dict[str, str]]:
+        """Say what a request is on the wire.
+
+        Args:
+            request: The request.
+            address: Where its bucket is.
+            keys: What to sign it with; None for not at all.
+
+        Returns:
+            Path and query, and all of its headers but `Host`.
+        """
+        target = address.target(request.key, request.query)
+        headers = self._headers(request)
+        if keys is not None:
+            headers = sign(request.method, address.host, target, headers, keys, address.region)
+        return target, headers
+
     def _headers(self, request: Request) -> dict[str, str]:
         config = self._runtime.config
         headers = {"User-Agent": self._runtime.settings.user_agent}
@@ -301,9 +318,24 @@ class RestClient:
         headers.update(request.headers)
         return headers
 
-    def _pool(self, url: str) -> urllib3.HTTPConnectionPool:
-        parts = urlsplit(url)
-        origin = f"{parts.scheme}://{parts.netloc}"
+    def proxy(self, origin: str) -> str | None:
+        """Through which proxy an origin is reached; None for a direct connection."""
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_for(origin, self._runtime.config)
+        return self._proxies[origin]
+
+    def tls(self) -> ssl.SSLContext:
+        """Whom to trust: the certificates of the settings, or the system's; read once, which takes milliseconds."""
+        load("ssl")
+        import ssl
+
+        with loading:  # The first one starts OpenSSL, which no child may inherit half.
+            if self._tls is None:
+                self._tls = ssl.create_default_context(cafile=self._runtime.settings.ca_bundle)
+                self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+    def _pool(self, origin: str) -> urllib3.HTTPConnectionPool:
         with self._lock:
             pool = self._pools.get(origin)
             if pool is None:
@@ -318,17 +350,9 @@ class RestClient:
             "maxsize": config.concurrency,
             "timeout": urllib3.Timeout(connect=config.connect_timeout, read=config.read_timeout),
         }
-        if self._runtime.settings.ca_bundle is not None:
-            options["ca_certs"] = self._runtime.settings.ca_bundle
         if origin.startswith("https"):
-            load("ssl")
-            import ssl
-
-            with loading:
-                ssl.SSLContext(
-                    ssl.PROTOCOL_TLS_CLIENT
-                )  # The first one starts OpenSSL, which no child may inherit half.
-        proxy = proxy_for(origin, config)
+            options["ssl_context"] = self.tls()
+        proxy = self.proxy(origin)
         manager: urllib3.PoolManager
         if proxy is None:
             manager = urllib3.PoolManager(**options)
@@ -338,6 +362,8 @@ class RestClient:
                 options["proxy_headers"] = urllib3.make_headers(
                     proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"
                 )
+            if parts.scheme == "https":
+                options["proxy_ssl_context"] = self.tls()
             manager = urllib3.ProxyManager(proxy, **options)
         return manager.connection_from_url(origin)
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from ._address import Address, locate
 from ._budget import ByteBudget
 from ._credentials import Credentials, CredentialSource
+from ._exchanges import Exchanges
 from ._pool import Pool
 from ._process import inherited_credentials, process
 from ._settings import Settings, proxy_for
@@ -39,6 +40,7 @@ class Runtime:
         self.pid = self.process.pid
         self.config = settings.config
         self.pool = Pool(settings.config.concurrency)
+        self.exchanges = Exchanges(self.pool, settings.config.concurrency, settings.config.read_timeout)
         self.budget = ByteBudget(settings.config.memory_limit)
         self.credentials = CredentialSource(settings, inherited_credentials(settings))
         self.rest = RestClient(self)
@@ -59,6 +61,11 @@ class Runtime:
                 region = self.rest.find_region(bucket)
             address = self._addresses[bucket] = self._locate(bucket, region or "us-east-1")
         return address
+
+    def is_ready(self, bucket: str) -> bool:
+        """Whether a request to a bucket can be addressed and signed without asking anyone."""
+        is_located = bucket in self._addresses or self.settings.region is not None
+        return is_located and (self.config.unsigned or self.credentials.is_fresh)
 
     def correct_region(self, bucket: str, region: str, used: str) -> bool:
         """Take over the region that the store itself named for a bucket.

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from urllib.parse import SplitResult, urlsplit
+from functools import lru_cache
 
 from ._credentials import Credentials
 
@@ -20,14 +20,14 @@ _ALGORITHM = "AWS4-HMAC-SHA256"
 _SERVICE = "s3"
 # The body is covered by its checksum and, in most cases, by TLS.
 _PAYLOAD = "UNSIGNED-PAYLOAD"
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 # What a proxy on the way may change.
 _UNSIGNED_HEADERS = frozenset({"connection", "expect", "transfer-encoding", "user-agent"})
 
 
 def sign(
     method: str,
-    url: str,
+    host: str,
+    target: str,
     headers: Mapping[str, str],
     keys: Credentials,
     region: str,
@@ -38,62 +38,60 @@ def sign(
 
     Args:
         method: HTTP method.
-        url: The URL as it is sent, percent-encoded.
+        host: The `Host` header.
+        target: Path and query as they are sent, percent-encoded.
         headers: The other headers.
         keys: Access key, secret and, for temporary ones, the session token.
         region: The region that is asked.
         now: The time; by default it is now.
 
     Returns:
-        The headers to send. `Host` is signed and left to the HTTP library, which derives it from the URL.
+        The headers to send beside `Host`.
     """
-    parts = urlsplit(url)
+    path, _, query = target.partition("?")
     timestamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
     signed = {**headers, "X-Amz-Date": timestamp, "X-Amz-Content-SHA256": _PAYLOAD}
     if keys.session_token:
         signed["X-Amz-Security-Token"] = keys.session_token
-    canonical = {"host": _host(parts)}
-    for name, value in ((name.lower(), " ".join(value.split())) for name, value in signed.items()):
+    canonical = {"host": host}
+    for name, value in signed.items():
+        name = name.lower()
         if name not in _UNSIGNED_HEADERS:
+            value = " ".join(value.split())
             # Names that differ in case are one header to the store.
             canonical[name] = f"{canonical[name]},{value}" if name in canonical else value
     names = sorted(canonical)
     request = [
         method,
-        parts.path,
-        "&".join("=".join(pair) for pair in sorted(_query_pairs(parts.query))),
-        *(f"{name}:{canonical[name]}" for name in names),
+        path,
+        "&".join("=".join(pair) for pair in sorted(_query_pairs(query))) if query else "",
+        *[f"{name}:{canonical[name]}" for name in names],
         "",
         ";".join(names),
         _PAYLOAD,
     ]
     scope = f"{timestamp[:8]}/{region}/{_SERVICE}/aws4_request"
     digest = hashlib.sha256("\n".join(request).encode()).hexdigest()
-    key = f"AWS4{keys.secret_access_key}".encode()
-    for word in scope.split("/"):
-        key = _hmac(key, word).digest()
-    signature = _hmac(key, "\n".join([_ALGORITHM, timestamp, scope, digest])).hexdigest()
+    key = _signing_key(keys.secret_access_key, scope)
+    signature = _hmac(key, "\n".join([_ALGORITHM, timestamp, scope, digest])).hex()
     signed["Authorization"] = (
         f"{_ALGORITHM} Credential={keys.access_key_id}/{scope}, SignedHeaders={';'.join(names)}, Signature={signature}"
     )
     return signed
 
 
-def _host(parts: SplitResult) -> str:
-    host = parts.hostname or ""
-    if ":" in host:
-        host = f"[{host}]"  # an IPv6 address
-    if parts.port is None or parts.port == _DEFAULT_PORTS.get(parts.scheme):
-        return host
-    return f"{host}:{parts.port}"
-
-
 def _query_pairs(query: str) -> list[tuple[str, str]]:
-    if not query:
-        return []
     pairs = (pair.partition("=") for pair in query.split("&"))
     return [(name, value) for name, _, value in pairs]
 
 
-def _hmac(key: bytes, text: str) -> hmac.HMAC:
-    return hmac.new(key, text.encode(), hashlib.sha256)
+@lru_cache(maxsize=16)  # It holds for a day.
+def _signing_key(secret: str, scope: str) -> bytes:
+    key = f"AWS4{secret}".encode()
+    for word in scope.split("/"):
+        key = _hmac(key, word)
+    return key
+
+
+def _hmac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, text.encode(), "sha256")

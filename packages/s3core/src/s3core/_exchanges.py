@@ -1,0 +1,349 @@
+"""Many small requests at a time, each with its answer, on connections that one thread watches.
+
+A thread for each of them would spend more on waking up, and on waiting for Python's lock, than on the bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Protocol
+
+from ._config import KiB
+from ._connection import Connection, NotUnderstood, Reply
+from ._loading import load
+from ._pool import Pool
+
+if TYPE_CHECKING:
+    import selectors
+    import socket
+
+logger = logging.getLogger("s3core")
+
+LONGEST_BODY = 256 * KiB
+# For a head and the beginning of the body, which is copied from there; the rest of it is read into place.
+_SCRATCH = 4 * KiB
+# A connection that was idle for longer may have been forgotten on the way, without a word.
+_LONGEST_IDLE_SECONDS = 30.0
+_SWEEP_SECONDS = 1.0
+_READ = 1  # `selectors.EVENT_READ`, which is not imported before it is needed.
+
+
+class Exchange(Protocol):
+    """A request, and what to do with its outcome: either `on_reply` or `on_failure` is called, once.
+
+    Nothing but `connect` may wait for anything.
+    """
+
+    @property
+    def origin(self) -> str:
+        """Whom to ask: scheme, host and port."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the answer is still wanted."""
+
+    def connect(self) -> Connection:
+        """Open a connection to the origin; called in a thread of the pool."""
+
+    def request(self) -> bytes:
+        """The bytes to send."""
+
+    def on_reply(self, reply: Reply) -> None:
+        """Take the answer."""
+
+    def on_failure(self, attempts: int) -> None:
+        """Do without an answer.
+
+        Args:
+            attempts: How many attempts this was: none where the connection had ended while it was idle, or could not be
+                opened, or where nobody wants the answer.
+        """
+
+
+class Exchanges:
+    """Carries exchanges out, in order of their submission; its thread and connections end when it is dropped.
+
+    Args:
+        pool: Opens connections.
+        most: The most exchanges at a time.
+        timeout: Seconds to wait for the next bytes of an answer.
+    """
+
+    def __init__(self, pool: Pool, most: int, timeout: float) -> None:
+        self._watcher = _Watcher(pool, most, timeout)
+        weakref.finalize(self, self._watcher.tell, None).atexit = False
+
+    def submit(self, exchange: Exchange) -> None:
+        """Have an exchange carried out; waits for nothing.
+
+        Args:
+            exchange: It.
+        """
+        self._watcher.start()
+        self._watcher.tell(partial(self._watcher.add, exchange))
+
+
+@dataclass(eq=False, slots=True)
+class _Line:
+    """A connection in use.
+
+    Args:
+        connection: It.
+        origin: Where it leads.
+        exchange: What is on its way; None while it is idle.
+        since: When the last bytes came or went.
+        is_used: Whether an answer has come before.
+    """
+
+    connection: Connection
+    origin: str
+    exchange: Exchange | None
+    since: float
+    is_used: bool = False
+
+
+class _Watcher:
+    """The thread that watches, and all that it alone touches; other threads `tell` it what to do.
+
+    Args:
+        pool: See `Exchanges`, as for all below.
+        most: See there.
+        timeout: See there.
+    """
+
+    def __init__(self, pool: Pool, most: int, timeout: float) -> None:
+        self._pool = pool
+        self._most = most
+        self._timeout = timeout
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._is_asleep = self._is_started = self._is_over = False
+        self._start_lock = threading.Lock()
+        self._claim = threading.Lock()
+        self._bell: socket.socket | None = None
+        self._bell_lock = threading.RLock()  # Reentrant, because the garbage collector may call `tell` within.
+        self._selector: selectors.BaseSelector
+        self._scratch = bytearray()
+        self._lines: set[_Line] = set()
+        self._idle: dict[str, list[_Line]] = {}
+        self._waiting: deque[Exchange] = deque()
+        self._active: set[Exchange] = set()  # On their way, or waiting for a connection that is being opened.
+        self._swept = 0.0
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        if self._is_started:
+            return
+        load("selectors", "socket")
+        import socket
+
+        with self._start_lock:
+            if not self._is_started:
+                self._bell, ear = socket.socketpair()
+                # After Ctrl-C in the midst of this a second one may be started, which ends at once.
+                threading.Thread(target=self._run, args=(ear,), name="s3core-exchanges", daemon=True).start()
+                self._is_started = True
+
+    def tell(self, call: Callable[[], None] | None) -> None:
+        """Have the thread call something soon, or end; safe in a destructor.
+
+        Args:
+            call: What to call; None to end.
+        """
+        self._calls.put(call)
+        if self._is_asleep:
+            with self._bell_lock:
+                if self._is_asleep and self._bell is not None:
+                    self._bell.send(b"\0")
+                    self._is_asleep = False  # Not before: Ctrl-C in between makes the next one ring again.
+        if self._is_over:
+            self._refuse()
+
+    def add(self, exchange: Exchange) -> None:
+        """Carry an exchange out when its turn comes."""
+        if self._is_over:
+            exchange.on_failure(0)
+            return
+        self._waiting.append(exchange)
+        self._advance()
+
+    def _run(self, ear: socket.socket) -> None:
+        if not self._claim.acquire(blocking=False):
+            ear.close()
+            return
+        import selectors
+
+        try:
+            self._scratch = bytearray(_SCRATCH)
+            self._selector = selectors.DefaultSelector()
+            self._selector.register(ear, _READ)
+            while self._take_calls():
+                self._watch(ear)
+        except Exception:
+            logger.exception("the thread that watches small requests ended; they go another way from now on")
+        finally:
+            self._is_over = True
+            for line in list(self._lines):
+                self._drop(line, 0)
+            for exchange in list(self._active):
+                self._fail(exchange, 0)
+            while self._waiting:
+                self._waiting.popleft().on_failure(0)
+            self._refuse()
+            self._selector.close()
+            with self._bell_lock:
+                bell, self._bell = self._bell, None
+            if bell is not None:
+                bell.close()
+            ear.close()
+
+    def _take_calls(self) -> bool:
+        with suppress(Empty):
+            while True:
+                call = self._calls.get_nowait()
+                if call is None:
+                    return False
+                call()
+        return True
+
+    def _refuse(self) -> None:
+        """Call what was told to a thread that is over, which each of the calls finds out by itself."""
+        with suppress(Empty):
+            while True:
+                call = self._calls.get_nowait()
+                if call is not None:
+                    call()
+
+    def _watch(self, ear: socket.socket) -> None:
+        """Wait until something comes, and see to it."""
+        self._set_asleep(True)
+        # What was told just before did not ring.
+        seconds = 0 if not self._calls.empty() else _SWEEP_SECONDS if self._active else None
+        ready = self._selector.select(seconds)
+        self._set_asleep(False)
+        for key, _ in ready:
+            if key.data is None:
+                ear.recv(4096)
+            else:
+                self._serve(key.data)
+        now = time.monotonic()
+        if now - self._swept > _SWEEP_SECONDS:
+            self._swept = now
+            for line in [line for line in self._lines if line.exchange and now - line.since > self._timeout]:
+                self._drop(line, 1)
+
+    def _set_asleep(self, is_asleep: bool) -> None:
+        with self._bell_lock:
+            self._is_asleep = is_asleep
+
+    def _advance(self) -> None:
+        """Begin what waits, as far as there is room."""
+        while self._waiting and len(self._active) < self._most:
+            exchange = self._waiting.popleft()
+            if not exchange.is_wanted:
+                exchange.on_failure(0)
+                continue
+            self._active.add(exchange)
+            line = self._take_idle(exchange.origin)
+            if line is not None:
+                self._send(line, exchange)
+                continue
+            try:
+                self._pool.submit(self._open, exchange)
+            except Exception:  # No thread can be started.
+                self._fail(exchange, 0)
+
+    def _take_idle(self, origin: str) -> _Line | None:
+        oldest = time.monotonic() - _LONGEST_IDLE_SECONDS
+        idle = self._idle.get(origin, [])
+        while idle:
+            line = idle.pop()
+            if line.since > oldest:
+                return line
+            self._drop(line, 0)
+        return None
+
+    def _send(self, line: _Line, exchange: Exchange) -> None:
+        line.exchange = exchange
+        line.since = time.monotonic()
+        try:
+            line.connection.send(exchange.request())
+        except Exception:  # Whoever asks again by the other way hears the reason there.
+            self._drop(line, 0)
+
+    def _open(self, exchange: Exchange) -> None:
+        """Open a connection for an exchange; in a thread of the pool."""
+        connection = None
+        try:
+            connection = exchange.connect()
+        except Exception as error:
+            logger.debug("no connection to %s: %s", exchange.origin, error)
+        finally:
+            self.tell(partial(self._opened, exchange, connection))
+
+    def _opened(self, exchange: Exchange, connection: Connection | None) -> None:
+        if connection is None or self._is_over:
+            if connection is not None:
+                connection.close()
+            self._fail(exchange, 0)
+        else:
+            line = _Line(connection, exchange.origin, None, 0.0)
+            self._lines.add(line)
+            self._selector.register(connection, _READ, line)
+            self._send(line, exchange)
+        if not self._is_over:
+            self._advance()
+
+    def _serve(self, line: _Line) -> None:
+        """Take what has come on a connection."""
+        try:
+            reply = line.connection.receive(self._scratch, LONGEST_BODY)
+        except NotUnderstood:
+            self._drop(line, 0)
+        except OSError:
+            self._drop(line, 0 if line.is_used and not line.connection.has_begun else 1)
+        else:
+            if reply is None:
+                line.since = time.monotonic()
+                return
+            exchange, line.exchange = line.exchange, None
+            self._keep(line, reply, is_asked_for=exchange is not None)
+            if exchange is not None:
+                exchange.on_reply(reply)
+                self._active.discard(exchange)
+        self._advance()
+
+    def _keep(self, line: _Line, reply: Reply, *, is_asked_for: bool) -> None:
+        """Let a connection be used again, if it can be."""
+        if not is_asked_for or reply.body is None or reply.headers.get("connection", "").lower() == "close":
+            self._drop(line, 0)
+        else:
+            line.is_used = True
+            line.since = time.monotonic()
+            self._idle.setdefault(line.origin, []).append(line)
+
+    def _drop(self, line: _Line, attempts: int) -> None:
+        """Close a connection; what was on its way has failed."""
+        exchange, line.exchange = line.exchange, None
+        self._lines.discard(line)
+        idle = self._idle.get(line.origin, [])
+        if line in idle:
+            idle.remove(line)
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(line.connection)
+        line.connection.close()
+        if exchange is not None:
+            self._fail(exchange, attempts)
+
+    def _fail(self, exchange: Exchange, attempts: int) -> None:
+        if exchange in self._active:  # and not told before
+            self._active.discard(exchange)
+            exchange.on_failure(attempts)

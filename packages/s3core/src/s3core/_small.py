@@ -1,0 +1,161 @@
+"""A small range by an exchange, which takes no thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ._answer import range_of, ranged_get
+from ._connection import Connection, Reply, connect
+from ._errors import RETRIED_STATUSES
+from ._exchanges import LONGEST_BODY
+from ._fetch import Wish
+from ._head import Target, info_of_headers
+from ._info import ObjectInfo
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+logger = logging.getLogger("s3core")
+
+
+def is_small_range(runtime: Runtime, target: Target, size: int) -> bool:
+    """Say whether a range can be got by an exchange now.
+
+    Args:
+        runtime: The client.
+        target: The object.
+        size: The range's length in bytes.
+    """
+    return (
+        size <= LONGEST_BODY
+        and runtime.config.max_attempts > 1
+        and runtime.is_ready(target.bucket)
+        and runtime.rest.proxy(runtime.address(target.bucket).origin) is None
+    )
+
+
+class SmallRange:
+    """`[start, end)` of an object, got in the background.
+
+    Whatever comes but the bytes that were asked for, of the version that was asked for, is left to `otherwise`, which
+    asks again and knows what to make of errors.
+
+    Args:
+        runtime: The client.
+        target: The object.
+        start: First byte.
+        end: One past the last byte.
+        etag: The ETag that the object must have.
+        wish: When it ends, the bytes are no longer wanted.
+        on_answer: Told about the object before its bytes are there.
+        otherwise: Gets the bytes in another way, or raises; called in a thread of the pool with the number of attempts
+            that were made here.
+    """
+
+    __slots__ = (
+        "_address",
+        "_began",
+        "_end",
+        "_etag",
+        "_keys",
+        "_on_answer",
+        "_otherwise",
+        "_runtime",
+        "_start",
+        "_target",
+        "_wish",
+        "data",
+        "origin",
+    )
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        target: Target,
+        start: int,
+        end: int,
+        etag: str | None,
+        *,
+        wish: Wish,
+        on_answer: Callable[[ObjectInfo], None] | None,
+        otherwise: Callable[[int], Any],
+    ) -> None:
+        self.data: Future[Any] = Future()
+        self._runtime = runtime
+        self._target = target
+        self._start = start
+        self._end = end
+        self._etag = etag
+        self._wish = wish
+        self._on_answer = on_answer
+        self._otherwise = otherwise
+        self._address = runtime.address(target.bucket)
+        self._keys = runtime.keys()
+        self._began = time.perf_counter()
+        self.origin = self._address.origin
+        runtime.exchanges.submit(self)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for the bytes."""
+        return not self._wish.is_over
+
+    def connect(self) -> Connection:
+        """Open a connection to the store."""
+        parts = urlsplit(self.origin)
+        is_tls = parts.scheme == "https"
+        tls = self._runtime.rest.tls() if is_tls else None
+        port = parts.port or (443 if is_tls else 80)
+        return connect(parts.hostname or "", port, self._runtime.config.connect_timeout, tls)
+
+    def request(self) -> bytes:
+        """The signed request on the wire."""
+        ranged = ranged_get(self._runtime, self._target, self._start, self._end, self._etag)
+        target, headers = self._runtime.rest.prepare(ranged, self._address, self._keys)
+        lines = [
+            f"GET {target} HTTP/1.1",
+            f"Host: {self._address.host}",
+            "Accept-Encoding: identity",
+            *[f"{name}: {value}" for name, value in headers.items()],
+        ]
+        wire = "\r\n".join(lines)
+        if wire.count("\n") != len(lines) - 1:
+            raise ValueError("a header has a line end")
+        return f"{wire}\r\n\r\n".encode("latin-1")
+
+    def on_reply(self, reply: Reply) -> None:
+        """Take the bytes, if they are the right ones."""
+        first, last, size = range_of(reply.status, reply.headers)
+        is_whole = reply.status == 206 and reply.body is not None and len(reply.body) == last - first
+        is_asked_for = (first, last) == (self._start, min(self._end, size))
+        is_same = self._etag is None or reply.headers.get("etag", self._etag) == self._etag
+        if not (is_whole and is_asked_for and is_same and self.is_wanted):
+            self.on_failure(1 if reply.status in RETRIED_STATUSES else 0)
+            return
+        if logger.isEnabledFor(logging.DEBUG):
+            took = 1000 * (time.perf_counter() - self._began)
+            asked, came = f"bytes={self._start}-{self._end - 1}", f"{last - first} bytes"
+            logger.debug("GET %s %s: %s in %.1f ms", self._target.uri, asked, came, took)
+        if self._on_answer is not None:
+            self._on_answer(info_of_headers(self._target, reply.headers, size))
+        self.data.set_result(reply.body)
+
+    def on_failure(self, attempts: int) -> None:
+        """Ask again in the other way."""
+        try:
+            self._runtime.pool.submit(self._settle, attempts)
+        except Exception as error:  # No thread can be started.
+            self.data.set_exception(error)
+
+    def _settle(self, attempts: int) -> None:
+        try:
+            data = self._otherwise(attempts)
+        except BaseException as error:
+            self.data.set_exception(error)
+        else:
+            self.data.set_result(data)

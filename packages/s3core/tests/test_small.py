@@ -1,0 +1,347 @@
+"""Small ranges, which share one thread: kept connections, odd answers, breaks, stalls, and the end of the thread."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3core import NoSuchKeyError, ObjectChangedError, ObjectInfo, S3Client, S3ClientConfig, S3Exception, ThrottledError
+from s3core._connection import NotUnderstood, parse_head
+from servers import CountingServer
+from servers._seaweedfs import start_seaweedfs
+
+KiB = 1024
+SIZES = [1, 2, 1000, 4 * KiB, 64 * KiB, 100_000, 256 * KiB]
+BODIES = {f"{size}": random.Random(size).randbytes(size) for size in SIZES}
+
+
+@pytest.fixture
+def client(counting_server: CountingServer, make_client: Callable[..., S3Client]) -> S3Client:
+    for key, body in BODIES.items():
+        counting_server.put(key, body)
+    client = make_client(counting_server, max_attempts=3, read_timeout=5)
+    next(client.list_objects(counting_server.bucket))  # From now on its keys are at hand.
+    counting_server.clear()
+    return client
+
+
+def read(client: S3Client, bucket: str, key: str, *, etag: str | None = None) -> bytes:
+    info = ObjectInfo(key, len(BODIES.get(key, b"x")))
+    with client.get_object(bucket, key, object_info=info, etag=etag) as stream:
+        return stream.read_all()
+
+
+def is_shared(client: S3Client) -> bool:
+    """Whether small ranges of the client still go by the one thread, and went there."""
+    watcher = client._runtime.exchanges._watcher
+    return watcher._is_started and not watcher._is_over
+
+
+def test_many_at_a_time_are_right_and_keep_their_connections(counting_server: CountingServer, client: S3Client) -> None:
+    keys = list(BODIES) * 40
+    random.Random(1).shuffle(keys)
+    infos = [ObjectInfo(key, len(BODIES[key])) for key in keys]
+    for _ in range(2):
+        streams = [client.get_object(counting_server.bucket, info.key, object_info=info) for info in infos]
+        for stream in streams:
+            stream.prefetch()
+        assert [stream.read_all() for stream in streams] == [BODIES[key] for key in keys]
+    asked = [request for request in counting_server.requests if request.operation == "GetObject"]
+    assert len(asked) == 2 * len(keys)
+    assert len({request.connection for request in asked}) <= client._runtime.config.concurrency
+    assert is_shared(client)
+
+
+def test_an_answer_tells_of_the_object(counting_server: CountingServer, client: S3Client) -> None:
+    described = client.head_object(counting_server.bucket, "1000")
+    with client.get_object(counting_server.bucket, "1000", object_info=ObjectInfo("1000", 1000)) as stream:
+        stream.read_all()
+        assert stream.object_info == described
+
+
+def test_many_threads_at_a_time(counting_server: CountingServer, client: S3Client) -> None:
+    keys = list(BODIES) * 10
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda key: read(client, counting_server.bucket, key), keys))
+    assert found == [BODIES[key] for key in keys]
+
+
+@pytest.mark.parametrize("effect", [{"cut": 50_000}, {"truncate": 50_000}, {"cut": 0}], ids=str)
+def test_a_body_that_breaks_is_asked_for_again(
+    counting_server: CountingServer, client: S3Client, effect: dict[str, int]
+) -> None:
+    counting_server.fault(operation="GetObject", times=1, **effect)
+    assert read(client, counting_server.bucket, "100000") == BODIES["100000"]
+    assert len(counting_server.requests) == 2
+    assert is_shared(client)
+
+
+def test_a_stall_is_asked_for_again(counting_server: CountingServer, make_client: Callable[..., S3Client]) -> None:
+    counting_server.put("1000", BODIES["1000"])
+    client = make_client(counting_server, read_timeout=0.5)
+    next(client.list_objects(counting_server.bucket))
+    counting_server.fault(operation="GetObject", times=1, delay_seconds=30)
+    began = time.monotonic()
+    assert read(client, counting_server.bucket, "1000") == BODIES["1000"]
+    assert time.monotonic() - began < 15
+
+
+def test_a_refusal_counts_among_the_attempts(counting_server: CountingServer, client: S3Client) -> None:
+    counting_server.fault(operation="GetObject", status=503, code="SlowDown")
+    with pytest.raises(ThrottledError, match=r"s3://.*/1000"):
+        read(client, counting_server.bucket, "1000")
+    assert len(counting_server.requests) == 3
+    counting_server.faults_clear()
+    counting_server.fault(operation="GetObject", times=2, status=500, code="InternalError")
+    assert read(client, counting_server.bucket, "1000") == BODIES["1000"]
+
+
+def test_what_is_not_there_or_was_replaced_is_said(counting_server: CountingServer, client: S3Client) -> None:
+    with pytest.raises(NoSuchKeyError, match=r"s3://.*/missing"):
+        read(client, counting_server.bucket, "missing")
+    with pytest.raises(ObjectChangedError):
+        read(client, counting_server.bucket, "1000", etag='"another"')
+
+
+def test_what_nobody_wants_any_more_is_not_asked_for(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    counting_server.put("1000", BODIES["1000"])
+    client = make_client(counting_server, max_concurrency=1)
+    next(client.list_objects(counting_server.bucket))
+    counting_server.fault(operation="GetObject", times=1, hold=True)
+    streams = [client.get_object(counting_server.bucket, "1000", object_info=ObjectInfo("1000", 1000)) for _ in "abc"]
+    for stream in streams:
+        stream.prefetch()
+    wait_until(lambda: any(request.operation == "GetObject" for request in counting_server.requests))
+    streams[1].close()
+    counting_server.release()
+    assert [streams[0].read_all(), streams[2].read_all()] == [BODIES["1000"]] * 2
+    assert sum(request.operation == "GetObject" for request in counting_server.requests) == 2
+
+
+def test_a_header_with_a_line_end_is_not_sent(counting_server: CountingServer, client: S3Client) -> None:
+    with pytest.raises((S3Exception, ValueError)):
+        read(client, counting_server.bucket, "1000", etag='"a"\r\nX-Other: b')
+    assert not counting_server.requests
+
+
+def test_the_thread_ends_with_its_client(counting_server: CountingServer, make_client: Callable[..., S3Client]) -> None:
+    counting_server.put("1000", BODIES["1000"])
+    before = set(threading.enumerate())
+    client = make_client(counting_server, user_agent_suffix="of its own")
+    next(client.list_objects(counting_server.bucket))
+    assert read(client, counting_server.bucket, "1000") == BODIES["1000"]
+    (thread,) = (one for one in set(threading.enumerate()) - before if one.name == "s3core-exchanges")
+    del client
+
+    def is_over() -> bool:
+        gc.collect()
+        return not thread.is_alive()
+
+    wait_until(is_over)
+
+
+def test_when_the_thread_fails_all_goes_on_without_it(
+    counting_server: CountingServer,
+    client: S3Client,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    assert read(client, counting_server.bucket, "1000") == BODIES["1000"]
+    monkeypatch.setattr(client._runtime.exchanges._watcher, "_serve", fail)
+    infos = [ObjectInfo(key, len(body)) for key, body in BODIES.items()] * 5
+    streams = [client.get_object(counting_server.bucket, info.key, object_info=info) for info in infos]
+    for stream in streams:
+        stream.prefetch()
+    assert [stream.read_all() for stream in streams] == [BODIES[info.key] for info in infos]
+    assert not is_shared(client)
+    assert read(client, counting_server.bucket, "1000") == BODIES["1000"]
+    assert sum(record.levelno >= logging.ERROR for record in caplog.records) == 1
+
+
+def test_over_tls(make_client: Callable[..., S3Client]) -> None:
+    with start_seaweedfs(tls=True) as server:
+        bucket = server.create_bucket()
+        client = make_client(server)
+        for key, body in BODIES.items():
+            with client.put_object(bucket, key) as stream:
+                stream.write(body)
+        keys = list(BODIES) * 20
+        streams = [client.get_object(bucket, key, object_info=ObjectInfo(key, len(BODIES[key]))) for key in keys]
+        for stream in streams:
+            stream.prefetch()
+        assert [stream.read_all() for stream in streams] == [BODIES[key] for key in keys]
+        assert is_shared(client)
+        assert client._runtime.exchanges._watcher._lines
+        stranger = make_client(server, ca_bundle=None, max_attempts=2)
+        stranger._runtime.keys()
+        with pytest.raises(S3Exception, match=r"s3://.*certificate"):
+            stranger.get_object(bucket, "1", object_info=ObjectInfo("1", 1)).read_all()
+
+
+BODY = BODIES["1000"]
+HEAD = b'HTTP/1.1 206 Partial Content\r\nContent-Length: 1000\r\nContent-Range: bytes 0-999/1000\r\nETag: "e"\r\n'
+GOOD = HEAD + b"\r\n" + BODY
+
+
+class Script:
+    """A server that answers the first request on each of its first connections as it is told to, and then well.
+
+    Args:
+        *answers: What to send, in pieces, with a pause in between, for each of the first requests.
+    """
+
+    def __init__(self, *answers: list[bytes]) -> None:
+        self.answers = list(answers)
+        self.requests = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+                if received.endswith(b"\r\n\r\n"):
+                    received = b""
+                    self.requests += 1
+                    is_well = not self.answers
+                    for piece in [GOOD] if is_well else self.answers.pop(0):
+                        connection.sendall(piece)
+                        time.sleep(0 if is_well else 0.02)
+                    if not is_well:
+                        return
+
+
+@pytest.fixture
+def start_script() -> Iterator[Callable[..., Script]]:
+    scripts = []
+
+    def start(*answers: list[bytes]) -> Script:
+        scripts.append(Script(*answers))
+        return scripts[-1]
+
+    yield start
+    for script in scripts:
+        script.close()
+
+
+def client_of(script: Script) -> S3Client:
+    config = S3ClientConfig(access_key_id="a", secret_access_key="b", max_attempts=3, read_timeout=5)
+    client = S3Client("us-east-1", endpoint=script.endpoint, s3client_config=config)
+    client._runtime.keys()
+    return client
+
+
+WELL = {
+    "in pieces": [GOOD[:5], GOOD[5:60], GOOD[60:300], GOOD[300:]],
+    "head by itself": [HEAD + b"\r\n", BODY[:1], BODY[1:]],
+    "byte by byte": [GOOD[index : index + 1] for index in range(len(HEAD) + 4)] + [GOOD[len(HEAD) + 4 :]],
+    "the end of the head in two": [HEAD + b"\r", b"\n" + BODY],
+    "closing": [HEAD + b"Connection: close\r\n\r\n" + BODY],
+    "many headers": [HEAD + b"".join(b"x-amz-meta-%d: v\r\n" % n for n in range(100)) + b"\r\n" + BODY],
+}
+ODD = {
+    "an older HTTP": [GOOD.replace(b"HTTP/1.1", b"HTTP/1.0")],
+    "an interim answer": [b"HTTP/1.1 100 Continue\r\n\r\n" + GOOD],
+    "chunks": [HEAD.replace(b"Content-Length: 1000", b"Transfer-Encoding: chunked") + b"\r\n3e8\r\n" + BODY],
+    "no length": [HEAD.replace(b"Content-Length: 1000\r\n", b"") + b"\r\n" + BODY],
+    "a negative length": [GOOD.replace(b"Length: 1000", b"Length: -1000")],
+    "another range": [GOOD.replace(b"bytes 0-999/1000", b"bytes 1-1000/2000")],
+    "a shorter range": [HEAD.replace(b"0-999/", b"0-998/").replace(b"h: 1000", b"h: 999") + b"\r\n" + BODY[:999]],
+    "no range": [GOOD.replace(b"Content-Range: bytes 0-999/1000\r\n", b"").replace(b"206", b"200")],
+    "more than it announced": [GOOD + b"more"],
+    "much more than was asked for": [GOOD.replace(b"Length: 1000", b"Length: 9999999999") + bytes(10_000)],
+    "another version": [GOOD.replace(b'"e"', b'"f"')],
+    "a header twice": [HEAD + b"Content-Length: 1000\r\n\r\n" + BODY],
+    "a header over two lines": [HEAD + b"x-amz-meta-a: b\r\n c\r\n\r\n" + BODY],
+    "no HTTP at all": [b"220 mail.example ESMTP\r\n\r\n"],
+    "a head without end": [b"HTTP/1.1 206 Partial Content\r\n" + b"x: y\r\n" * 5000],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("answer", WELL.values(), ids=WELL)
+def test_a_good_answer_comes_in_any_pieces(start_script: Callable[..., Script], answer: list[bytes]) -> None:
+    script = start_script(answer)
+    client = client_of(script)
+    for _ in range(3):
+        assert read(client, "bucket", "1000", etag='"e"') == BODY
+    assert script.requests == 3
+    assert is_shared(client)
+
+
+@pytest.mark.parametrize("answer", ODD.values(), ids=ODD)
+def test_after_an_odd_answer_the_bytes_are_asked_for_again(
+    start_script: Callable[..., Script], answer: list[bytes]
+) -> None:
+    script = start_script(answer)
+    client = client_of(script)
+    assert read(client, "bucket", "1000", etag='"e"') == BODY
+    assert script.requests == 2
+    assert read(client, "bucket", "1000", etag='"e"') == BODY
+    assert is_shared(client)
+
+
+def test_a_connection_that_ended_while_idle_costs_nothing(start_script: Callable[..., Script]) -> None:
+    script = start_script([GOOD], [GOOD], [GOOD])
+    client = client_of(script)
+    for count in range(1, 5):
+        assert read(client, "bucket", "1000", etag='"e"') == BODY
+        assert script.requests == count
+        wait_until(lambda: script.answers == [] or not client._runtime.exchanges._watcher._lines)
+
+
+names = st.from_regex(r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+values = st.text(st.characters(min_codepoint=33, max_codepoint=255, exclude_characters="\x7f\x85\xa0"), max_size=20)
+
+
+@given(
+    st.integers(200, 599), st.dictionaries(names.map(str.lower), values, max_size=8), st.sampled_from(["", " ", "\t "])
+)
+def test_a_head_is_read_as_it_was_written(status: int, headers: dict[str, str], space: str) -> None:
+    lines = [f"HTTP/1.1 {status} Reason", *(f"{name.title()}:{space}{value}{space}" for name, value in headers.items())]
+    assert parse_head("\r\n".join(lines).encode("latin-1")) == (status, headers)
+
+
+@pytest.mark.parametrize(
+    "line", ["no colon", ": no name", "a b: c", "a : b", " a: b", "a: b\n", "a: b\rc: d", "content-length: 2"]
+)
+def test_a_head_with_an_odd_line_is_refused(line: str) -> None:
+    with pytest.raises(NotUnderstood):
+        parse_head(f"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n{line}".encode())
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
