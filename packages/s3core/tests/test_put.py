@@ -83,20 +83,22 @@ def test_odd_pieces_of_a_reused_buffer_are_copied_before_write_returns(
 
 @pytest.mark.parametrize("seed", range(4))
 def test_pieces_that_are_copied_and_pieces_that_are_not_keep_their_order(
-    counting_server: CountingServer, client: S3Client, seed: int
+    counting_server: CountingServer, make_client: Callable[..., S3Client], seed: int
 ) -> None:
+    client = make_client(counting_server, part_size=PART, memory_limit=PART * (1 if seed % 2 else 40))
     rng = random.Random(seed)
-    pieces, copies = [], []
+    pieces, kinds = [], []
     while sum(map(len, pieces)) < 3 * PART:
         size = rng.choice([0, rng.randrange(100), 64 * 1024, rng.randrange(MiB), rng.randrange(2 * PART)])
         pieces.append(rng.randbytes(size))
-        copies.append(rng.random() < 0.5)
+        kinds.append(rng.choice(["bytes", "copied", "lent"]))
     with client.put_object(counting_server.bucket, "key") as stream:
-        for piece, copy in zip(pieces, copies, strict=True):
-            buffer = bytearray(piece)
-            assert stream.write(buffer, copy=copy) == len(piece)
-            if copy:
+        for piece, kind in zip(pieces, kinds, strict=True):
+            buffer = piece if kind == "bytes" else bytearray(piece)
+            assert stream.write(buffer, copy=kind != "lent") == len(piece)
+            if kind == "copied":
                 buffer[:] = bytes(len(piece))
+            assert used(client) <= client._runtime.config.memory_limit
     assert counting_server.get("key") == b"".join(pieces)
     assert used(client) == 0
 
@@ -205,18 +207,22 @@ def test_a_slow_store_makes_the_writer_wait(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of its memory in /proc")
+@pytest.mark.parametrize(
+    "piece", ["bytes(2**20)", "buffer", "os.urandom(2**20)", "memoryview(os.urandom(2**24))[:2**18]"]
+)
 def test_the_memory_of_a_process_is_bounded_while_it_writes(
-    counting_server: CountingServer, run_program: Callable[..., str]
+    counting_server: CountingServer, run_program: Callable[..., str], piece: str
 ) -> None:
+    counting_server.fault(operation="UploadPart", delay_seconds=0.02)
     output = run_program(
-        """
+        f"""
         client = make_client(memory_limit=32 * 2**20)
         client.list_objects(bucket).__next__()
+        buffer = bytearray(2**20)
         before = peak_kib()
-        piece = bytes(2**20)
         with client.put_object(bucket, "huge") as stream:
             for _ in range(300):
-                stream.write(piece)
+                stream.write({piece})
         print((peak_kib() - before) // 1024)
         """,
         counting_server,

@@ -10,12 +10,14 @@ class Part:
 
     Args:
         buffer: What to copy into, of a part's size; None for one that grows, so that little data costs little memory.
+        is_counted: Whether its memory is among what the upload may hold.
     """
 
-    __slots__ = ("_begin", "_end", "_pieces", "_run", "buffer", "size")
+    __slots__ = ("_begin", "_end", "_pieces", "_run", "buffer", "is_counted", "size")
 
-    def __init__(self, buffer: bytearray | None = None) -> None:
+    def __init__(self, buffer: bytearray | None = None, *, is_counted: bool = False) -> None:
         self.buffer = buffer
+        self.is_counted = is_counted
         self.size = 0
         self._run = bytearray()
         self._begin = self._end = 0

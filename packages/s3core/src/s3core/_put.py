@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -32,7 +33,7 @@ _INTERRUPT_SECONDS = 0.5
 class PutObjectStream:
     """The bytes of a new object; made by `S3Client.put_object`.
 
-    `write` copies what it is given, so that the caller may reuse its buffer at once; `copy=False` saves that. What fits
+    `write` copies what may change, so that the caller may reuse its buffer at once; `copy=False` saves that. What fits
     into one part is sent by `close()` in one request; more becomes a multipart upload, with parts in parallel and
     memory bounded. Only a clean `close()` makes the object visible: an exception in the `with` block, `abort()`, a
     stream that is dropped and the exit of the interpreter all leave the old object as it was, and no upload behind. (A
@@ -66,7 +67,8 @@ class PutObjectStream:
         self._upload: MultipartUpload | None = None
         self._part = Part()
         self._refers = False
-        self._free: SimpleQueue[bytearray] = SimpleQueue()
+        # Rights to hold one more part: a buffer that was used, or None where there is none yet.
+        self._free: SimpleQueue[bytearray | None] = SimpleQueue()
         self._charge = 0
         self._number = 0
         self._size = 0
@@ -99,8 +101,9 @@ class PutObjectStream:
 
         Args:
             data: Any buffer: `bytes`, `bytearray`, a `memoryview` of any layout, an array, a tensor's memory.
-            copy: True copies the bytes before this returns. False sends large pieces from where they lie, which saves
-                the memory of the parts and time: they must then stay as they are until `close` or `abort` has returned.
+            copy: True copies the bytes before this returns, unless they are `bytes`, which nobody can change. False
+                sends large pieces from where they lie, which saves the memory of the parts and time: they must then
+                stay as they are until `close` or `abort` has returned.
 
         Returns:
             The number of bytes.
@@ -236,6 +239,7 @@ class PutObjectStream:
             )
 
     def _append(self, view: memoryview, copy: bool) -> None:
+        may_change = copy and not _is_bytes(view)
         self._refers = self._refers or not copy
         offset = 0
         while offset < len(view):
@@ -244,31 +248,38 @@ class PutObjectStream:
             if self._part.size == self._part_size:
                 self._send_part()
             count = min(len(view) - offset, self._part_size - self._part.size)
-            is_small = count < _MIN_REFERRED
+            is_copied = may_change or count < _MIN_REFERRED
             if self._part.size == 0:
-                self._part = self._begin_part(count, is_copied=copy and not (is_small and self._refers))
+                self._part = self._begin_part(
+                    count, fills=may_change or (is_copied and not self._refers), lent=not copy
+                )
             piece = view[offset : offset + count]
-            if copy or is_small:
+            if is_copied:
                 self._part.copy(piece)
             else:
+                self._refers = True
                 self._part.refer(piece)
             self._size += count
             offset += count
 
-    def _begin_part(self, count: int, *, is_copied: bool) -> Part:
+    def _begin_part(self, count: int, *, fills: bool, lent: bool) -> Part:
         """Make the next part, as soon as there may be one more.
 
         Args:
             count: How many bytes come first.
-            is_copied: Whether most of it is likely to be copied.
+            fills: Whether most of it is likely to be copied.
+            lent: Whether its memory is the caller's, who answers for it.
         """
         if self._upload is None:
             # The first part grows, unless it comes whole, so that a small object costs little memory.
-            return Part(new_buffer(count) if is_copied and count == self._part_size else None)
-        if is_copied:
-            return Part(self._take_buffer())
-        self._upload.wait_below(self._most_in_flight)
-        return Part()
+            return Part(new_buffer(count) if fills and count == self._part_size else None, is_counted=not lent)
+        if lent:
+            self._upload.wait_below(self._most_in_flight)
+            return Part()
+        buffer = self._take_right()
+        if not fills:
+            return Part(is_counted=True)
+        return Part(new_buffer(self._part_size) if buffer is None else buffer, is_counted=True)
 
     def _send_part(self) -> None:
         """Hand the full part, or the last one, to the pool."""
@@ -283,25 +294,19 @@ class PutObjectStream:
         self._part = Part()
         self._upload.submit_part(self._number, part.pieces(), lambda: _put_back(part, free))
 
-    def _take_buffer(self) -> bytearray:
-        """A buffer of one part: a used one, a new one within the bounds, or the next that becomes free."""
+    def _take_right(self) -> bytearray | None:
+        """The right to hold one more part, within the bounds or as soon as one is sent; with a buffer if it has one."""
         assert self._upload is not None
-        self._upload.raise_error()
-        try:
-            return self._free.get_nowait()
-        except Empty:
-            pass
-        in_flight = self._upload.in_flight
-        if in_flight < self._most_in_flight and (in_flight == 0 or self._runtime.budget.try_take(self._part_size)):
-            if in_flight:
-                self._charge += self._part_size
-            return new_buffer(self._part_size)
         while True:
-            self._upload.wait_below(in_flight)
-            try:
+            self._upload.raise_error()
+            with suppress(Empty):
                 return self._free.get_nowait()
-            except Empty:
-                in_flight = max(1, self._upload.in_flight)
+            in_flight = self._upload.in_flight
+            if in_flight < self._most_in_flight and (in_flight == 0 or self._runtime.budget.try_take(self._part_size)):
+                if in_flight:
+                    self._charge += self._part_size
+                return None
+            self._upload.wait_below(in_flight)
 
     def _finish(self) -> None:
         if self._upload is None:
@@ -324,10 +329,15 @@ class PutObjectStream:
             raise
 
 
-def _put_back(part: Part, free: SimpleQueue[bytearray]) -> None:
-    """Let a part's buffer be used again, now that its bytes are sent."""
-    if part.buffer is not None:
+def _put_back(part: Part, free: SimpleQueue[bytearray | None]) -> None:
+    """Let another part be held in a part's place, and its buffer be used again, now that its bytes are sent."""
+    if part.is_counted:
         free.put(part.buffer)
+
+
+def _is_bytes(view: memoryview) -> bool:
+    """Whether memory is that of `bytes`, which stay as they are; of most of one, since all of it is kept until then."""
+    return type(view.obj) is bytes and len(view.obj) <= 2 * len(view)
 
 
 def _flat(data: Any) -> memoryview:
