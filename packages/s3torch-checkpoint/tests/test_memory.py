@@ -37,7 +37,14 @@ CASES = {
     # What is measured, and how many MiB it may take above the process before it.
     "load": ("measure(lambda: S3Checkpoint().load(uri + '/model.pt'))", MODEL_MIB + 250),
     "load in order": ("measure(lambda: S3Checkpoint().load(uri + '/model.pt', weights_only=False))", MODEL_MIB + 250),
-    "save": ("state = tensors(torch.ones, 4)\nmeasure(lambda: S3Checkpoint().save(state, uri + '/saved.pt'))", 500),
+    "save": ("state = tensors(torch.ones, 4)\nmeasure(lambda: S3Checkpoint().save(state, uri + '/saved.pt'))", 100),
+    "save of others": (
+        "class Others:\n"
+        "    def __init__(self): self.state = tensors(torch.ones, 4)\n"
+        "measured = Others()\n"
+        "measure(lambda: S3Checkpoint().save(measured, uri + '/saved.pt'))",
+        500,
+    ),
     "distributed save": (
         "state = tensors(torch.ones, 4)\n"
         "measure(lambda: dcp.save(state, storage_writer=S3StorageWriter(None, uri + '/many')))",

@@ -14,6 +14,7 @@ from s3torch_datasets import S3Reader, S3ReaderConstructor, S3ReaderConstructorP
 from ._address import parse_object_uri
 from ._archive_reader import ArchiveReader
 from ._cache import cached_copy, default_cache_dir
+from ._lasting import LastingMemory
 from ._open_reader import open_reader
 from ._payload_size import estimate_saved_bytes
 from ._planned_load import NotPlannable, is_plannable, load_planned
@@ -98,10 +99,10 @@ class S3Checkpoint:
         """Save an object as `torch.save` does.
 
         The size of the parts follows from the size of the object, so that a checkpoint of any size up to S3's own
-        limit fits.
+        limit fits. Tensors on the CPU are sent from where they lie, without a copy.
 
         Args:
-            obj: What to save: a state dict, or anything that `torch.save` takes.
+            obj: What to save: a state dict, or anything that `torch.save` takes. Leave it as it is meanwhile.
             s3_uri: `s3://bucket/key` of the checkpoint.
             progress: Show a progress bar on rank 0 when it takes longer than a second.
 
@@ -113,7 +114,7 @@ class S3Checkpoint:
         size = estimate_saved_bytes(obj)
         with (
             TransferProgress(f"Saving {s3_uri}", size or None, progress) as bar,
-            upload(self._client, bucket, key, bar, size_hint=size) as file,
+            upload(self._client, bucket, key, bar, size_hint=size, lasting=LastingMemory(obj)) as file,
         ):
             torch.save(obj, file)  # type: ignore[arg-type]  # it needs `write` and `flush`, and asks for IO[bytes]
 

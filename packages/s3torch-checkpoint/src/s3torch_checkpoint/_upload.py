@@ -9,6 +9,7 @@ from typing import Any
 
 from s3core import PutObjectStream, S3Client
 
+from ._lasting import LastingMemory
 from ._progress import TransferProgress
 from ._threads import StoppedError
 
@@ -23,14 +24,20 @@ class UploadFile:
         stream: The upload.
         progress: Counts what is written.
         stop: When set, further writes end with `StoppedError`.
+        lasting: Memory that need not be copied.
     """
 
     def __init__(
-        self, stream: PutObjectStream, progress: TransferProgress, stop: threading.Event | None = None
+        self,
+        stream: PutObjectStream,
+        progress: TransferProgress,
+        stop: threading.Event | None = None,
+        lasting: LastingMemory | None = None,
     ) -> None:
         self._stream = stream
         self._progress = progress
         self._stop = stop
+        self._lasting = lasting
         self.error: BaseException | None = None
 
     def write(self, data: Any, *, copy: bool = True) -> int:
@@ -45,7 +52,11 @@ class UploadFile:
         try:
             self.check_stop()
             view = memoryview(data)
-            self._stream.write(view, copy=copy)
+            found = self._lasting.find(view) if self._lasting is not None else None
+            if found is not None:
+                self._stream.write(found, copy=False)
+            else:
+                self._stream.write(view, copy=copy)
         except BaseException as error:
             self.error = error
             raise
@@ -74,6 +85,7 @@ def upload(
     *,
     size_hint: int | None = None,
     stop: threading.Event | None = None,
+    lasting: LastingMemory | None = None,
 ) -> Iterator[UploadFile]:
     """Write one object: it appears when the block ends, and not at all when the block raises.
 
@@ -84,12 +96,13 @@ def upload(
         progress: Counts what is written.
         size_hint: About how many bytes there will be, for the size of the parts.
         stop: When set, the upload is given up.
+        lasting: Memory that stays as it is until the block has ended, and need not be copied.
 
     Yields:
         The file to write to.
     """
     stream = client.put_object(bucket, key, size_hint=size_hint or None)
-    file = UploadFile(stream, progress, stop)
+    file = UploadFile(stream, progress, stop, lasting)
     try:
         yield file
         if file.error is not None:  # somebody between caught it, so that the object would lack those bytes
