@@ -88,6 +88,7 @@ def _scan_listing(body: bytes) -> _Listing | None:
         text = body.decode()
     except UnicodeDecodeError:
         return None
+    text = text.replace("&quot;", '"')  # Around each ETag; nothing below takes a quotation mark for more than that.
     # Where text may stand for anything else than itself, or tags have prefixes or attributes, it takes a parser.
     if any(sign in text for sign in ("<!", "&#", "\r")) or _PAGE.fullmatch(text) is None:
         return None
