@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from s3core import NoSuchKeyError, ObjectChangedError, ObjectInfo, S3Client, S3ClientConfig, S3Exception, ThrottledError
 from s3core._connection import NotUnderstood, parse_head
+from s3core._outcome import Outcome
 from servers import CountingServer
 from servers._seaweedfs import start_seaweedfs
 
@@ -267,6 +269,7 @@ WELL = {
     "byte by byte": [GOOD[index : index + 1] for index in range(len(HEAD) + 4)] + [GOOD[len(HEAD) + 4 :]],
     "the end of the head in two": [HEAD + b"\r", b"\n" + BODY],
     "closing": [HEAD + b"Connection: close\r\n\r\n" + BODY],
+    "some headers twice": [HEAD + b"Vary: a\r\nVary: b\r\nVary: c\r\n\r\n" + BODY],
     "many headers": [HEAD + b"".join(b"x-amz-meta-%d: v\r\n" % n for n in range(100)) + b"\r\n" + BODY],
 }
 ODD = {
@@ -283,6 +286,10 @@ ODD = {
     "another version": [GOOD.replace(b'"e"', b'"f"')],
     "a header twice": [HEAD + b"Content-Length: 1000\r\n\r\n" + BODY],
     "a header over two lines": [HEAD + b"x-amz-meta-a: b\r\n c\r\n\r\n" + BODY],
+    "no range in an answer of a part": [GOOD.replace(b"Content-Range", b"X-Range")],
+    "a range of an unknown size": [GOOD.replace(b"0-999/1000", b"0-999/*")],
+    "a length of many digits": [GOOD.replace(b"Length: 1000", b"Length: " + b"1" * 5000)],
+    "an error with an odd length": [b"HTTP/1.1 500 Oh\r\nContent-Length: 12, 12\r\n\r\n"],
     "no HTTP at all": [b"220 mail.example ESMTP\r\n\r\n"],
     "a head without end": [b"HTTP/1.1 206 Partial Content\r\n" + b"x: y\r\n" * 5000],
     "nothing": [],
@@ -309,6 +316,72 @@ def test_after_an_odd_answer_the_bytes_are_asked_for_again(
     assert script.requests == 2
     assert read(client, "bucket", "1000", etag='"e"') == BODY
     assert is_shared(client)
+
+
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(start_script: Callable[..., Script]) -> None:
+    other = GOOD.replace(BODY, bytes(1000))
+    for rest in (other, other[:50], other[:500], b"H"):
+        script = start_script([GOOD, rest])
+        client = client_of(script)
+        for _ in range(3):
+            assert read(client, "bucket", "1000") == BODY
+            time.sleep(0.2)  # until the rest has come
+
+
+def test_a_store_that_is_never_understood_is_asked_once(start_script: Callable[..., Script]) -> None:
+    script = start_script(*[[GOOD.replace(b"HTTP/1.1", b"HTTP/1.0")]] * 100)
+    client = client_of(script)
+    for _ in range(20):
+        assert read(client, "bucket", "1000", etag='"e"') == BODY
+    assert script.requests <= 20 + 8
+
+
+def test_what_waits_goes_on_when_all_others_have_stalled(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    counting_server.put("1000", BODIES["1000"])
+    client = make_client(counting_server, read_timeout=0.5, max_concurrency=2)
+    next(client.list_objects(counting_server.bucket))
+    counting_server.fault(operation="GetObject", times=2, delay_seconds=30)
+    streams = [
+        client.get_object(counting_server.bucket, "1000", object_info=ObjectInfo("1000", 1000)) for _ in range(6)
+    ]
+    for stream in streams:
+        stream.prefetch()
+    assert [stream.read_all() for stream in reversed(streams)] == [BODIES["1000"]] * 6
+
+
+def test_where_no_thread_can_be_started_there_is_an_error(
+    counting_server: CountingServer, client: S3Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        runtime = client._runtime
+        patched.setattr(threading.Thread, "start", refuse)
+        patched.setattr(runtime.pool, "_count", 0)
+        patched.setattr(runtime.pool, "_idle", SimpleQueue())
+        patched.setattr(runtime.pool, "_queue", SimpleQueue())
+        with pytest.raises(RuntimeError, match="new thread"):
+            read(client, counting_server.bucket, "1000")
+    assert read(client, counting_server.bucket, "1000") == BODIES["1000"]
+
+
+def test_ctrl_c_while_waiting_does_not_stop_the_thread() -> None:
+    outcome: Outcome[int] = Outcome()
+    assert outcome._bell.locked()
+    with pytest.raises(TimeoutError):
+        outcome.result(timeout=0.01)
+    waiting = [threading.Thread(target=outcome.result) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    outcome.set_result(5)
+    for thread in waiting:
+        thread.join(5)
+        assert not thread.is_alive()
+    outcome._bell.acquire(blocking=False)  # as Ctrl-C between taking and giving back would leave it
+    assert outcome.result() == 5
 
 
 def test_a_connection_that_ended_while_idle_costs_nothing(start_script: Callable[..., Script]) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ._runtime import Runtime
 
 _CHUNK_SIZE = 64 * KiB
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 class Stopped(Exception):
@@ -75,9 +75,14 @@ def range_of(status: int, headers: Mapping[str, str]) -> tuple[int, int, int]:
     Args:
         status: The answer's status.
         headers: Its headers, by their names in lower case or in any.
+
+    Raises:
+        ValueError: It does not say so.
     """
-    announced = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
-    if status == 206 and announced is not None:
+    if status == 206:
+        announced = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+        if announced is None:
+            raise ValueError(f"the store sent a part and did not say which: {headers.get('content-range')!r}")
         first, last, size = (int(number) for number in announced.groups())
         return first, last + 1, size
     length = int(headers.get("content-length", "-1"))

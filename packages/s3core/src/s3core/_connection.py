@@ -7,6 +7,7 @@ uses it asks again by a library that knows the rest of HTTP.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?(?:\r\n|$)")
 _HEADER = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n|$)")
+# Others may come several times, as some stores' `Vary` does.
+_SINGLE = frozenset({"connection", "content-length", "content-range", "etag", "transfer-encoding"})
+_LENGTH = re.compile(r"[0-9]{1,15}")
 _HEAD_END = b"\r\n\r\n"
 _LONGEST_HEAD = 16 * 1024
 
@@ -65,7 +69,7 @@ def connect(host: str, port: int, timeout: float, tls: ssl.SSLContext | None) ->
             return Connection(plain, (BlockingIOError,), is_tls=False)
         import ssl
 
-        wrapped = tls.wrap_socket(plain, server_hostname=host)  # which closes `plain` when it fails
+        wrapped = tls.wrap_socket(plain, server_hostname=host.rstrip("."))  # which closes `plain` when it fails
         wrapped.setblocking(False)
         return Connection(wrapped, (BlockingIOError, ssl.SSLWantReadError), is_tls=True)
     except BaseException:
@@ -191,19 +195,27 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
         The status, and the headers by their names in lower case.
 
     Raises:
-        NotUnderstood: It is an interim answer, or of an older HTTP, or has a header twice or over several lines.
+        NotUnderstood: It is an interim answer, or of an older HTTP, or has a header over several lines, or one that
+            counts twice.
     """
     text = head.decode("latin-1")
     status = _STATUS_LINE.match(text)
     found = _HEADER.findall(text)
     headers = {name.lower(): value for name, value in found}
-    if status is None or len(headers) != text.count("\n"):
-        raise NotUnderstood("an answer that is no simple one")
+    if status is None or len(found) != text.count("\n"):
+        raise NotUnderstood("no simple answer of HTTP/1.1")
+    if len(headers) != len(found) and _SINGLE.intersection(_repeated(found)):
+        raise NotUnderstood("a header that counts came twice")
     return int(status[1]), headers
+
+
+def _repeated(found: list[tuple[str, str]]) -> set[str]:
+    counts = Counter(name.lower() for name, _ in found)
+    return {name for name, count in counts.items() if count > 1}
 
 
 def _length(headers: dict[str, str]) -> int:
     length = headers.get("content-length", "")
-    if "transfer-encoding" in headers or not (length.isascii() and length.isdigit()):
+    if "transfer-encoding" in headers or _LENGTH.fullmatch(length) is None:
         raise NotUnderstood("a body without an announced length")
     return int(length)

@@ -34,6 +34,7 @@ _SCRATCH = 4 * KiB
 # A connection that was idle for longer may have been forgotten on the way, without a word.
 _LONGEST_IDLE_SECONDS = 30.0
 _SWEEP_SECONDS = 1.0
+_MOST_ODDITIES = 8
 _READ = 1  # `selectors.EVENT_READ`, which is not imported before it is needed.
 
 
@@ -82,14 +83,23 @@ class Exchanges:
         self._watcher = _Watcher(pool, most, timeout)
         weakref.finalize(self, self._watcher.tell, None).atexit = False
 
+    @property
+    def is_understood(self) -> bool:
+        """Whether answers have not been odd, again and again: then it is no use to ask in this way."""
+        return self._watcher.oddities < _MOST_ODDITIES
+
     def submit(self, exchange: Exchange) -> None:
         """Have an exchange carried out; waits for nothing.
 
         Args:
             exchange: It.
         """
-        self._watcher.start()
-        self._watcher.tell(partial(self._watcher.add, exchange))
+        try:
+            self._watcher.start()
+        except Exception:  # There is no room for a thread.
+            exchange.on_failure(0)
+        else:
+            self._watcher.tell(partial(self._watcher.add, exchange))
 
 
 @dataclass(eq=False, slots=True)
@@ -131,6 +141,7 @@ class _Watcher:
         self._bell: socket.socket | None = None
         self._bell_lock = threading.RLock()  # Reentrant, because the garbage collector may call `tell` within.
         self._selector: selectors.BaseSelector
+        self.oddities = 0  # Answers in a row that were not understood.
         self._scratch = bytearray()
         self._lines: set[_Line] = set()
         self._idle: dict[str, list[_Line]] = {}
@@ -143,13 +154,10 @@ class _Watcher:
         if self._is_started:
             return
         load("selectors", "socket")
-        import socket
-
         with self._start_lock:
             if not self._is_started:
-                self._bell, ear = socket.socketpair()
                 # After Ctrl-C in the midst of this a second one may be started, which ends at once.
-                threading.Thread(target=self._run, args=(ear,), name="s3core-exchanges", daemon=True).start()
+                threading.Thread(target=self._run, name="s3core-exchanges", daemon=True).start()
                 self._is_started = True
 
     def tell(self, call: Callable[[], None] | None) -> None:
@@ -175,35 +183,37 @@ class _Watcher:
         self._waiting.append(exchange)
         self._advance()
 
-    def _run(self, ear: socket.socket) -> None:
+    def _run(self) -> None:
         if not self._claim.acquire(blocking=False):
-            ear.close()
             return
         import selectors
+        import socket
 
         try:
             self._scratch = bytearray(_SCRATCH)
-            self._selector = selectors.DefaultSelector()
-            self._selector.register(ear, _READ)
-            while self._take_calls():
-                self._watch(ear)
+            bell, ear = socket.socketpair()
+            with bell, ear, selectors.DefaultSelector() as self._selector:
+                try:
+                    self._selector.register(ear, _READ)
+                    with self._bell_lock:
+                        self._bell = bell
+                    while self._take_calls():
+                        self._watch(ear)
+                finally:
+                    with self._bell_lock:
+                        self._bell = None
+                    self._is_over = True
+                    for line in list(self._lines):
+                        self._drop(line, 0)
         except Exception:
             logger.exception("the thread that watches small requests ended; they go another way from now on")
         finally:
             self._is_over = True
-            for line in list(self._lines):
-                self._drop(line, 0)
             for exchange in list(self._active):
                 self._fail(exchange, 0)
             while self._waiting:
                 self._waiting.popleft().on_failure(0)
             self._refuse()
-            self._selector.close()
-            with self._bell_lock:
-                bell, self._bell = self._bell, None
-            if bell is not None:
-                bell.close()
-            ear.close()
 
     def _take_calls(self) -> bool:
         with suppress(Empty):
@@ -225,8 +235,9 @@ class _Watcher:
     def _watch(self, ear: socket.socket) -> None:
         """Wait until something comes, and see to it."""
         self._set_asleep(True)
+        idle_seconds = _LONGEST_IDLE_SECONDS if self._lines else None
         # What was told just before did not ring.
-        seconds = 0 if not self._calls.empty() else _SWEEP_SECONDS if self._active else None
+        seconds = 0 if not self._calls.empty() else _SWEEP_SECONDS if self._active else idle_seconds
         ready = self._selector.select(seconds)
         self._set_asleep(False)
         for key, _ in ready:
@@ -237,8 +248,10 @@ class _Watcher:
         now = time.monotonic()
         if now - self._swept > _SWEEP_SECONDS:
             self._swept = now
-            for line in [line for line in self._lines if line.exchange and now - line.since > self._timeout]:
-                self._drop(line, 1)
+            for line in list(self._lines):
+                if now - line.since > (_LONGEST_IDLE_SECONDS if line.exchange is None else self._timeout):
+                    self._drop(line, 1)
+            self._advance()
 
     def _set_asleep(self, is_asleep: bool) -> None:
         with self._bell_lock:
@@ -266,10 +279,17 @@ class _Watcher:
         idle = self._idle.get(origin, [])
         while idle:
             line = idle.pop()
-            if line.since > oldest:
+            if line.since > oldest and self._is_quiet(line):
                 return line
             self._drop(line, 0)
         return None
+
+    def _is_quiet(self, line: _Line) -> bool:
+        """Whether nothing came that nobody asked for, and that would be taken for the next answer."""
+        try:
+            return line.connection.receive(self._scratch, LONGEST_BODY) is None and not line.connection.has_begun
+        except (NotUnderstood, OSError):
+            return False
 
     def _send(self, line: _Line, exchange: Exchange) -> None:
         line.exchange = exchange
@@ -304,30 +324,36 @@ class _Watcher:
 
     def _serve(self, line: _Line) -> None:
         """Take what has come on a connection."""
+        exchange = line.exchange
+        if exchange is None:
+            if not self._is_quiet(line):
+                self._drop(line, 0)
+            return
         try:
             reply = line.connection.receive(self._scratch, LONGEST_BODY)
-        except NotUnderstood:
+        except NotUnderstood as error:
+            logger.debug("an answer of %s is asked for in another way: %s", line.origin, error)
+            self.oddities += 1
             self._drop(line, 0)
         except OSError:
             self._drop(line, 0 if line.is_used and not line.connection.has_begun else 1)
         else:
+            line.since = time.monotonic()
             if reply is None:
-                line.since = time.monotonic()
                 return
-            exchange, line.exchange = line.exchange, None
-            self._keep(line, reply, is_asked_for=exchange is not None)
-            if exchange is not None:
-                exchange.on_reply(reply)
-                self._active.discard(exchange)
+            self.oddities = 0
+            line.exchange = None
+            self._keep(line, reply)
+            exchange.on_reply(reply)
+            self._active.discard(exchange)
         self._advance()
 
-    def _keep(self, line: _Line, reply: Reply, *, is_asked_for: bool) -> None:
+    def _keep(self, line: _Line, reply: Reply) -> None:
         """Let a connection be used again, if it can be."""
-        if not is_asked_for or reply.body is None or reply.headers.get("connection", "").lower() == "close":
+        if reply.body is None or reply.headers.get("connection", "").lower() == "close":
             self._drop(line, 0)
         else:
             line.is_used = True
-            line.since = time.monotonic()
             self._idle.setdefault(line.origin, []).append(line)
 
     def _drop(self, line: _Line, attempts: int) -> None:

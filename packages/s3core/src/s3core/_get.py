@@ -15,6 +15,7 @@ from ._fetch import Wish, fetch
 from ._head import Target, head
 from ._info import ObjectInfo
 from ._memory import Destination, Slot
+from ._outcome import Outcome
 from ._plan import FIRST_RANGE, WINDOW_PARTS, next_range_size, next_window
 from ._pool import wait_for
 from ._ranges import fill_range
@@ -39,7 +40,7 @@ class _Part:
 
     start: int
     end: int
-    data: Future[Any] | None
+    data: Future[Any] | Outcome[Any] | None
     charge: int
 
 
@@ -78,7 +79,7 @@ class GetObjectStream:
         self._etag = etag
         # What was said before the first answer is only a hint: the object may have been replaced since.
         self._hint = object_info
-        self._answer: Future[ObjectInfo] | None = None
+        self._answer: Future[ObjectInfo] | Outcome[ObjectInfo] | None = None
         self._position = self._planned = start or 0
         self._rest: tuple[int, memoryview] | None = None  # Where it begins, and what is left of the last chunk.
         self._parts: deque[_Part] = deque()
@@ -290,7 +291,7 @@ class GetObjectStream:
                 # An empty range cannot be asked for: a HEAD says whether there is an object, and of which size.
                 self._answer = self._runtime.pool.submit(head, self._runtime, self._target)
                 return None
-        answer: Future[ObjectInfo] = Future()
+        answer: Outcome[ObjectInfo] = Outcome()
         part = self._submit(size, slot=slot, answer=answer)
         self._answer = answer  # Not before: the answer to a request that was never sent would be waited for for ever.
         return part
@@ -300,7 +301,7 @@ class GetObjectStream:
         size: int,
         *,
         slot: Slot | None = None,
-        answer: Future[ObjectInfo] | None = None,
+        answer: Outcome[ObjectInfo] | None = None,
         is_needed: bool = True,
     ) -> _Part | None:
         """Send the next range; it joins the window unless its bytes go to a slot.
@@ -343,7 +344,7 @@ class GetObjectStream:
                 return None
             part.charge = size
         if slot is None and not is_guess and is_small_range(runtime, target, size):
-            small = SmallRange(runtime, target, start, end, etag, wish=wish, on_answer=on_answer, otherwise=task)
+            small = SmallRange(runtime, target, start, end, etag, wish=wish, answer=answer, otherwise=task)
             part.data = small.data
         else:
             part.data = runtime.pool.submit(task)
@@ -358,7 +359,7 @@ class GetObjectStream:
         assert self._answer is not None
         return self._wait(self._answer)
 
-    def _wait(self, future: Future[T]) -> T:
+    def _wait(self, future: Future[T] | Outcome[T]) -> T:
         """Wait for an answer or its bytes; when it failed, the next use asks again from where the reader is."""
         try:
             return wait_for(future)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
 
+from ._outcome import Outcome
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -115,7 +117,7 @@ class Pool:
                 self._count += 1
 
 
-def wait_for(future: Future[T]) -> T:
+def wait_for(future: Future[T] | Outcome[T]) -> T:
     """Wait for a future in such a way that Ctrl-C is seen.
 
     Args:
@@ -127,12 +129,12 @@ def wait_for(future: Future[T]) -> T:
     Raises:
         BaseException: The task's own error.
     """
-    while not future.done():
+    while True:
         try:
-            future.exception(timeout=_SLICE_SECONDS)
+            return future.result(timeout=_SLICE_SECONDS)
         except TimeoutError:
-            continue
-    return future.result()
+            if future.done():  # Else it is the slice that is over.
+                return future.result()
 
 
 def _work(queue: SimpleQueue[_Task | None], idle: SimpleQueue[None]) -> None:

@@ -248,7 +248,11 @@ class PutObjectStream:
             if self._part.size == self._part_size:
                 self._send_part()
             count = min(len(view) - offset, self._part_size - self._part.size)
-            is_copied = may_change or count < _MIN_REFERRED
+            # Else the end of large `bytes` would keep all of them for as long as its part waits for more.
+            is_end = (
+                copy and offset + count == len(view) > 2 * self._part_size and self._part.size + count < self._part_size
+            )
+            is_copied = may_change or is_end or count < _MIN_REFERRED
             if self._part.size == 0:
                 self._part = self._begin_part(
                     count, fills=may_change or (is_copied and not self._refers), lent=not copy

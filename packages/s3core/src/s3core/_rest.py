@@ -325,7 +325,7 @@ class RestClient:
         return self._proxies[origin]
 
     def tls(self) -> ssl.SSLContext:
-        """Whom to trust: the certificates of the settings, or the system's; read once, which takes milliseconds."""
+        """Whom exchanges trust: the certificates of the settings, or the system's; urllib3 has contexts of its own."""
         load("ssl")
         import ssl
 
@@ -350,8 +350,16 @@ class RestClient:
             "maxsize": config.concurrency,
             "timeout": urllib3.Timeout(connect=config.connect_timeout, read=config.read_timeout),
         }
+        if self._runtime.settings.ca_bundle is not None:
+            options["ca_certs"] = self._runtime.settings.ca_bundle
         if origin.startswith("https"):
-            options["ssl_context"] = self.tls()
+            load("ssl")
+            import ssl
+
+            with loading:
+                ssl.SSLContext(
+                    ssl.PROTOCOL_TLS_CLIENT
+                )  # The first one starts OpenSSL, which no child may inherit half.
         proxy = self.proxy(origin)
         manager: urllib3.PoolManager
         if proxy is None:
@@ -362,8 +370,6 @@ class RestClient:
                 options["proxy_headers"] = urllib3.make_headers(
                     proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"
                 )
-            if parts.scheme == "https":
-                options["proxy_ssl_context"] = self.tls()
             manager = urllib3.ProxyManager(proxy, **options)
         return manager.connection_from_url(origin)
 

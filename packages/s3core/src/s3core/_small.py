@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,6 +15,7 @@ from ._exchanges import LONGEST_BODY
 from ._fetch import Wish
 from ._head import Target, info_of_headers
 from ._info import ObjectInfo
+from ._outcome import Outcome
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -34,6 +34,7 @@ def is_small_range(runtime: Runtime, target: Target, size: int) -> bool:
     return (
         size <= LONGEST_BODY
         and runtime.config.max_attempts > 1
+        and runtime.exchanges.is_understood
         and runtime.is_ready(target.bucket)
         and runtime.rest.proxy(runtime.address(target.bucket).origin) is None
     )
@@ -52,18 +53,18 @@ class SmallRange:
         end: One past the last byte.
         etag: The ETag that the object must have.
         wish: When it ends, the bytes are no longer wanted.
-        on_answer: Told about the object before its bytes are there.
+        answer: Told about the object before its bytes are there.
         otherwise: Gets the bytes in another way, or raises; called in a thread of the pool with the number of attempts
             that were made here.
     """
 
     __slots__ = (
         "_address",
+        "_answer",
         "_began",
         "_end",
         "_etag",
         "_keys",
-        "_on_answer",
         "_otherwise",
         "_runtime",
         "_start",
@@ -82,17 +83,17 @@ class SmallRange:
         etag: str | None,
         *,
         wish: Wish,
-        on_answer: Callable[[ObjectInfo], None] | None,
+        answer: Outcome[ObjectInfo] | None,
         otherwise: Callable[[int], Any],
     ) -> None:
-        self.data: Future[Any] = Future()
+        self.data: Outcome[Any] = Outcome()
         self._runtime = runtime
         self._target = target
         self._start = start
         self._end = end
         self._etag = etag
         self._wish = wish
-        self._on_answer = on_answer
+        self._answer = answer
         self._otherwise = otherwise
         self._address = runtime.address(target.bucket)
         self._keys = runtime.keys()
@@ -124,25 +125,32 @@ class SmallRange:
             *[f"{name}: {value}" for name, value in headers.items()],
         ]
         wire = "\r\n".join(lines)
-        if wire.count("\n") != len(lines) - 1:
+        if wire.count("\n") != len(lines) - 1 or wire.count("\r") != len(lines) - 1:
             raise ValueError("a header has a line end")
         return f"{wire}\r\n\r\n".encode("latin-1")
 
     def on_reply(self, reply: Reply) -> None:
         """Take the bytes, if they are the right ones."""
-        first, last, size = range_of(reply.status, reply.headers)
-        is_whole = reply.status == 206 and reply.body is not None and len(reply.body) == last - first
+        if not (reply.status == 206 and reply.body is not None and self.is_wanted):
+            self.on_failure(1 if reply.status in RETRIED_STATUSES else 0)
+            return
+        try:
+            first, last, size = range_of(reply.status, reply.headers)
+        except ValueError:
+            self.on_failure(0)
+            return
+        is_whole = len(reply.body) == last - first
         is_asked_for = (first, last) == (self._start, min(self._end, size))
         is_same = self._etag is None or reply.headers.get("etag", self._etag) == self._etag
-        if not (is_whole and is_asked_for and is_same and self.is_wanted):
-            self.on_failure(1 if reply.status in RETRIED_STATUSES else 0)
+        if not (is_whole and is_asked_for and is_same):
+            self.on_failure(0)
             return
         if logger.isEnabledFor(logging.DEBUG):
             took = 1000 * (time.perf_counter() - self._began)
             asked, came = f"bytes={self._start}-{self._end - 1}", f"{last - first} bytes"
             logger.debug("GET %s %s: %s in %.1f ms", self._target.uri, asked, came, took)
-        if self._on_answer is not None:
-            self._on_answer(info_of_headers(self._target, reply.headers, size))
+        if self._answer is not None:
+            self._answer.set_result(info_of_headers(self._target, reply.headers, size))
         self.data.set_result(reply.body)
 
     def on_failure(self, attempts: int) -> None:
@@ -150,6 +158,8 @@ class SmallRange:
         try:
             self._runtime.pool.submit(self._settle, attempts)
         except Exception as error:  # No thread can be started.
+            if self._answer is not None:
+                self._answer.set_exception(error)
             self.data.set_exception(error)
 
     def _settle(self, attempts: int) -> None:

@@ -41,8 +41,11 @@ class LastingMemory:
         """
         if not view.nbytes:
             return None
-        storage = self._storages.get(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
-        return storage_buffer(storage) if storage is not None and storage.nbytes() == view.nbytes else None
+        address = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+        storage = self._storages.get(address)
+        if storage is None or (storage.data_ptr(), storage.nbytes()) != (address, view.nbytes):
+            return None
+        return storage_buffer(storage)
 
 
 def _tensors_of(obj: object) -> Iterator[torch.Tensor]:
