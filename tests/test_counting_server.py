@@ -313,6 +313,19 @@ def test_most_in_flight_counts_what_is_held(counting_server: CountingServer, cli
     assert counting_server.counters()["in_flight"] == 0
 
 
+def test_what_is_still_arriving_when_all_is_released_is_not_held(counting_server: CountingServer) -> None:
+    counting_server.fault(operation="PutObject", hold=True)
+    address = urllib.parse.urlsplit(counting_server.endpoint)
+    with socket.create_connection((str(address.hostname), int(address.port or 80)), 30) as connection:
+        head = f"PUT /{counting_server.bucket}/a HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 3\r\n\r\n"
+        connection.sendall(head.encode())
+        counting_server.wait_for_requests(1, operation="PutObject")
+        counting_server.release()
+        connection.sendall(b"abc")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+    assert counting_server.get("a") == b"abc"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_a_forked_child_reaches_the_server_and_leaves_it_alone(counting_server: CountingServer) -> None:
     child = os.fork()

@@ -118,9 +118,8 @@ class Connection(asyncio.Protocol):
             )
             site.records.requests.append(record)
         fault = site.faults.choose(operation, request)
-        return Exchange(
-            request, operation, site.service.open_body(operation, request), record, fault, self._loop.time()
-        )
+        body = site.service.open_body(operation, request)
+        return Exchange(request, operation, body, record, fault, self._loop.time(), site.releases)
 
     def _read_body(self, exchange: Exchange, data: bytes) -> None:
         try:
@@ -158,7 +157,7 @@ class Connection(asyncio.Protocol):
         site.records.bytes_received += exchange.received
         if exchange.record is not None:
             exchange.record.bytes_received = exchange.received
-        if fault is not None and fault.hold:
+        if fault is not None and fault.hold and exchange.releases == site.releases:
             site.held.append(lambda: self._respond(exchange))
             return
         delay = site.shape.latency_seconds + (fault.delay_seconds if fault is not None else 0.0)

@@ -62,6 +62,7 @@ def _faults_clear(site: Site) -> None:
 
 def _release(site: Site) -> int:
     held, site.held = site.held, []
+    site.releases += 1
     for answer in held:
         answer()
     return len(held)

@@ -19,6 +19,7 @@ class Exchange:
         record: RecordedRequest | None,
         fault: Fault | None,
         began: float,
+        releases: int,
     ) -> None:
         self.request = request
         self.operation = operation
@@ -26,6 +27,7 @@ class Exchange:
         self.record = record
         self.fault = fault
         self.began = began
+        self.releases = releases
         self.received = 0
         self.response: Response | None = None
         self.sent = 0

@@ -25,10 +25,14 @@ class Shape:
 
 @dataclass(slots=True)
 class Site:
-    """The objects, the counters and the rules."""
+    """The objects, the counters and the rules.
+
+    `releases` counts how often what is held was released: a request whose head arrived before is held no more.
+    """
 
     service: S3Service
     shape: Shape = field(default_factory=Shape)
     records: Records = field(default_factory=Records)
     faults: FaultRules = field(default_factory=FaultRules)
     held: list[Callable[[], None]] = field(default_factory=list)
+    releases: int = 0
