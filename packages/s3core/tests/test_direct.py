@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 import threading
-import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from s3core import S3Client, S3ConnectionError
-from servers import CountingServer
+from servers import CountingServer, wait_until
 
 MiB = 2**20
 PART = 5 * MiB
@@ -84,7 +83,7 @@ def test_a_stalled_body_is_given_up_when_another_fails(
         client.get_object(counting_server.bucket, "big").read_into(buffer)
     assert buffer[:PART] == DATA[:PART]
     buffer[:] = bytes(len(buffer))
-    _wait_until(lambda: not _receiving())
+    wait_until(lambda: not _receiving())
     assert buffer == bytes(len(buffer))
 
 
@@ -97,15 +96,8 @@ def test_a_stalled_body_is_given_up_when_its_stream_is_closed(
     with client.get_object(counting_server.bucket, "big") as stream:
         assert next(stream)
         assert next(stream)
-        _wait_until(lambda: bool(_receiving()))
-    _wait_until(lambda: not _receiving())
-
-
-def _wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        wait_until(lambda: bool(_receiving()))
+    wait_until(lambda: not _receiving())
 
 
 def _receiving() -> list[str]:

@@ -10,17 +10,21 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from s3core import PutObjectStream, S3Client, S3Exception
 from servers import CountingServer, S3Server
+from servers import wait_until as wait_at_most
 
 MiB = 2**20
 PART = 5 * MiB
 DATA = random.Random(1).randbytes(3 * PART + 5)
 OLD = b"the old object"
+
+wait_until = partial(wait_at_most, timeout_seconds=60.0)
 
 
 @pytest.fixture(params=["moto_server", "seaweedfs_server", "ceph_server", "counting_server"])
@@ -45,13 +49,6 @@ def uploads(server: S3Server, bucket: str) -> list[str]:
     found = [upload["UploadId"] for upload in store.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
     store.close()
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true within a minute"
-        time.sleep(0.01)
 
 
 @pytest.fixture

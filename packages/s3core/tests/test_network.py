@@ -8,7 +8,6 @@ import logging
 import os
 import select
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from s3core import S3Client, S3ClientConfig, S3Exception
-from servers import CountingServer, S3Server, is_seaweedfs_installed, start_seaweedfs
+from servers import CountingServer, Listener, S3Server, is_seaweedfs_installed, start_seaweedfs
 
 
 def use_everything(client: S3Client, bucket: str) -> None:
@@ -82,24 +81,11 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
 class Proxy:
     """A proxy for plain HTTP that notes what it is asked for, and sends everything to one server."""
 
-    def __init__(self, server: S3Server) -> None:
+    def __init__(self, server: S3Server, address: str = "127.0.0.1") -> None:
         self.asked: list[str] = []
         self._target = urlsplit(server.endpoint).netloc.split(":")
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client = self._listener.accept()[0]
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+        self._listener = Listener(self._serve, address)
+        self.url, self.close = self._listener.url, self._listener.close
 
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection((self._target[0], int(self._target[1]))) as server:
@@ -179,14 +165,10 @@ def test_an_address_of_the_sixth_version_is_reached(
 ) -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
-    host, port = urlsplit(counting_server.endpoint).netloc.split(":")
     try:
-        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+        forward = Proxy(counting_server, "::1")
     except OSError:
         pytest.skip("no IPv6 loopback here")
-    forward = Proxy.__new__(Proxy)
-    forward.asked, forward._target, forward._listener = [], [host, port], listener
-    threading.Thread(target=forward._accept, daemon=True).start()
-    server = replace(counting_server, endpoint=f"http://[::1]:{listener.getsockname()[1]}")
+    server = replace(counting_server, endpoint=forward.url)
     use_everything(make_client(server), counting_server.bucket)
     forward.close()

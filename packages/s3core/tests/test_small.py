@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from s3core import NoSuchKeyError, ObjectChangedError, ObjectInfo, S3Client, S3ClientConfig, S3Exception, ThrottledError
 from s3core._connection import NotUnderstood, parse_head
 from s3core._outcome import Outcome
-from servers import CountingServer
+from servers import CountingServer, Listener, wait_until
 from servers._seaweedfs import start_seaweedfs
 
 KiB = 1024
@@ -92,10 +92,11 @@ def test_a_stall_is_asked_for_again(counting_server: CountingServer, make_client
     counting_server.put("1000", BODIES["1000"])
     client = make_client(counting_server, read_timeout=0.5)
     next(client.list_objects(counting_server.bucket))
-    counting_server.fault(operation="GetObject", times=1, delay_seconds=30)
+    counting_server.fault(operation="GetObject", times=1, hold=True)
     began = time.monotonic()
     assert read(client, counting_server.bucket, "1000") == BODIES["1000"]
     assert time.monotonic() - began < 15
+    counting_server.release()
 
 
 def test_a_refusal_counts_among_the_attempts(counting_server: CountingServer, client: S3Client) -> None:
@@ -201,30 +202,19 @@ GOOD = HEAD + b"\r\n" + BODY
 
 
 class Script:
-    """A server that answers the first request on each of its first connections as it is told to, and then well.
+    """A server that answers its first requests as it is told to, and then well.
 
     Args:
         *answers: What to send, in pieces, with a pause in between, for each of the first requests.
+        keeps: Leave the connection open after such an answer.
     """
 
-    def __init__(self, *answers: list[bytes]) -> None:
+    def __init__(self, *answers: list[bytes], keeps: bool = False) -> None:
         self.answers = list(answers)
-        self.requests = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection = self._listener.accept()[0]
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+        self.requests = self.answered = 0
+        self._keeps = keeps
+        self._listener = Listener(self._serve)
+        self.endpoint, self.close = self._listener.url, self._listener.close
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
@@ -239,7 +229,8 @@ class Script:
                     for piece in [GOOD] if is_well else self.answers.pop(0):
                         connection.sendall(piece)
                         time.sleep(0 if is_well else 0.02)
-                    if not is_well:
+                    self.answered += 1
+                    if not (is_well or self._keeps):
                         return
 
 
@@ -247,8 +238,8 @@ class Script:
 def start_script() -> Iterator[Callable[..., Script]]:
     scripts = []
 
-    def start(*answers: list[bytes]) -> Script:
-        scripts.append(Script(*answers))
+    def start(*answers: list[bytes], keeps: bool = False) -> Script:
+        scripts.append(Script(*answers, keeps=keeps))
         return scripts[-1]
 
     yield start
@@ -318,14 +309,19 @@ def test_after_an_odd_answer_the_bytes_are_asked_for_again(
     assert is_shared(client)
 
 
-def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(start_script: Callable[..., Script]) -> None:
-    other = GOOD.replace(BODY, bytes(1000))
-    for rest in (other, other[:50], other[:500], b"H"):
-        script = start_script([GOOD, rest])
-        client = client_of(script)
-        for _ in range(3):
-            assert read(client, "bucket", "1000") == BODY
-            time.sleep(0.2)  # until the rest has come
+OTHER = GOOD.replace(BODY, bytes(1000))
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("rest", [OTHER, OTHER[:500], OTHER[:50], b"H"], ids=["all", "body", "head", "byte"])
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(
+    start_script: Callable[..., Script], rest: bytes, keeps: bool
+) -> None:
+    script = start_script([GOOD, rest], keeps=keeps)
+    client = client_of(script)
+    for count in range(1, 4):
+        assert read(client, "bucket", "1000") == BODY
+        wait_until(lambda count=count: script.answered >= count)  # type: ignore[misc]  # The rest has come.
 
 
 def test_a_store_that_is_never_understood_is_asked_once(start_script: Callable[..., Script]) -> None:
@@ -342,13 +338,14 @@ def test_what_waits_goes_on_when_all_others_have_stalled(
     counting_server.put("1000", BODIES["1000"])
     client = make_client(counting_server, read_timeout=0.5, max_concurrency=2)
     next(client.list_objects(counting_server.bucket))
-    counting_server.fault(operation="GetObject", times=2, delay_seconds=30)
+    counting_server.fault(operation="GetObject", times=2, hold=True)
     streams = [
         client.get_object(counting_server.bucket, "1000", object_info=ObjectInfo("1000", 1000)) for _ in range(6)
     ]
     for stream in streams:
         stream.prefetch()
     assert [stream.read_all() for stream in reversed(streams)] == [BODIES["1000"]] * 6
+    counting_server.release()
 
 
 def test_where_no_thread_can_be_started_there_is_an_error(
@@ -411,10 +408,3 @@ def test_a_head_is_read_as_it_was_written(status: int, headers: dict[str, str], 
 def test_a_head_with_an_odd_line_is_refused(line: str) -> None:
     with pytest.raises(NotUnderstood):
         parse_head(f"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n{line}".encode())
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -69,20 +69,24 @@ def ranged_get(
     )
 
 
-def range_of(status: int, headers: Mapping[str, str]) -> tuple[int, int, int]:
+def range_of(target: Target, status: int, headers: Mapping[str, str]) -> tuple[int, int, int]:
     """Which range an answer brings, and the object's size.
 
     Args:
+        target: The object.
         status: The answer's status.
         headers: Its headers, by their names in lower case or in any.
 
     Raises:
-        ValueError: It does not say so.
+        S3Exception: It brings a part and does not say which.
     """
     if status == 206:
         announced = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         if announced is None:
-            raise ValueError(f"the store sent a part and did not say which: {headers.get('content-range')!r}")
+            raise S3Exception(
+                f"GET of {target.uri} failed: the store sent a part and did not say which: "
+                f"{headers.get('content-range')!r}; the store or a proxy does not keep to ranges"
+            )
         first, last, size = (int(number) for number in announced.groups())
         return first, last + 1, size
     length = int(headers.get("content-length", "-1"))

@@ -46,20 +46,14 @@ def open_direct(
         S3Exception: No answer came.
     """
     response = runtime.rest.try_send(ranged_get(runtime, target, start, end, etag, attempts_made))
-    first, last, size = _range_of(target, response)
+    try:
+        first, last, size = range_of(target, response.status, response.headers)
+    except S3Exception:
+        response.close()
+        raise
     info = info_of_headers(target, response.headers, size)
     body = _Body(runtime, target, info, first, last, response)
     return Answer(info, first, last, body.fill, body.close)
-
-
-def _range_of(target: Target, response: urllib3.BaseHTTPResponse) -> tuple[int, int, int]:
-    try:
-        return range_of(response.status, response.headers)
-    except ValueError as error:
-        response.close()
-        raise S3Exception(
-            f"GET of {target.uri} failed: {error}; the store or a proxy does not keep to ranges"
-        ) from None
 
 
 class _Body:
@@ -159,7 +153,7 @@ class _Body:
             if refused.failure.status == 412:
                 raise changed_error(self._target) from None
             raise refused.translated() from None
-        first, last, size = _range_of(self._target, self._response)
+        first, last, size = range_of(self._target, self._response.status, self._response.headers)
         if self._response.headers.get("ETag") != etag or size != self._info.size:
             raise changed_error(self._target)
         check_range(self._target, (begin, self._last), (first, last))

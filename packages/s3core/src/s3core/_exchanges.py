@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from ._config import KiB
 from ._connection import Connection, NotUnderstood, Reply
 from ._loading import load
+from ._plan import SMALL_RANGE
 from ._pool import Pool
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("s3core")
 
-LONGEST_BODY = 256 * KiB
 # For a head and the beginning of the body, which is copied from there; the rest of it is read into place.
 _SCRATCH = 4 * KiB
 # A connection that was idle for longer may have been forgotten on the way, without a word.
@@ -202,7 +202,7 @@ class _Watcher:
                 finally:
                     with self._bell_lock:
                         self._bell = None
-                    self._is_over = True
+                    self._is_over = True  # before anyone hears of a failure
                     for line in list(self._lines):
                         self._drop(line, 0)
         except Exception:
@@ -216,6 +216,7 @@ class _Watcher:
             self._refuse()
 
     def _take_calls(self) -> bool:
+        """Call what was told; say whether that was all, or the thread is to end before the rest."""
         with suppress(Empty):
             while True:
                 call = self._calls.get_nowait()
@@ -226,11 +227,8 @@ class _Watcher:
 
     def _refuse(self) -> None:
         """Call what was told to a thread that is over, which each of the calls finds out by itself."""
-        with suppress(Empty):
-            while True:
-                call = self._calls.get_nowait()
-                if call is not None:
-                    call()
+        while not self._take_calls():
+            pass
 
     def _watch(self, ear: socket.socket) -> None:
         """Wait until something comes, and see to it."""
@@ -287,7 +285,7 @@ class _Watcher:
     def _is_quiet(self, line: _Line) -> bool:
         """Whether nothing came that nobody asked for, and that would be taken for the next answer."""
         try:
-            return line.connection.receive(self._scratch, LONGEST_BODY) is None and not line.connection.has_begun
+            return line.connection.receive(self._scratch, SMALL_RANGE) is None and not line.connection.has_begun
         except (NotUnderstood, OSError):
             return False
 
@@ -330,7 +328,7 @@ class _Watcher:
                 self._drop(line, 0)
             return
         try:
-            reply = line.connection.receive(self._scratch, LONGEST_BODY)
+            reply = line.connection.receive(self._scratch, SMALL_RANGE)
         except NotUnderstood as error:
             logger.debug("an answer of %s is asked for in another way: %s", line.origin, error)
             self.oddities += 1

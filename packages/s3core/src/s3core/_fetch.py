@@ -11,20 +11,17 @@ from ._answer import Answer, Stopped, check_range, open_native
 from ._direct import open_direct
 from ._errors import error_for
 from ._exceptions import S3ConnectionError, S3Exception
-from ._exchanges import LONGEST_BODY
 from ._head import Target, changed_error, head
 from ._info import ObjectInfo
 from ._keys import is_path
 from ._memory import Destination, Slot
+from ._plan import SMALL_RANGE
 from ._rest import Refused
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
 logger = logging.getLogger("s3core")
-
-# Up to here obstore is asked, for the body in one piece: the cost is per request, and not per byte.
-_SMALL = LONGEST_BODY
 
 
 class Wish:
@@ -95,7 +92,7 @@ def fetch(
     wish = wish or Wish()
     if wish.is_over:
         raise Stopped
-    is_direct = not is_path(target.key) or attempts_made is not None or (end - start > _SMALL and not is_guess)
+    is_direct = not is_path(target.key) or attempts_made is not None or (end - start > SMALL_RANGE and not is_guess)
     began = time.perf_counter()
     outcome = "failed"
     try:
@@ -125,7 +122,7 @@ def _read(answer: Answer, target: Target, slot: Slot | None, wish: Wish) -> Any:
     length = answer.end - answer.start
     if length == 0:
         return b""
-    if slot is None and length <= _SMALL and answer.whole is not None:
+    if slot is None and length <= SMALL_RANGE and answer.whole is not None:
         data = answer.whole()
         _check_length(target, answer, len(data))
         return data

@@ -313,10 +313,9 @@ class GetObjectStream:
         runtime, target, wish = self._runtime, self._target, self._wish
         is_guess = answer is not None and self._hint is None and self._limit is None and slot is None
 
-        on_answer = answer.set_result if answer is not None else None
-
         def task(attempts_made: int | None = None) -> Any:
             try:
+                on_answer = answer.set_result if answer is not None else None
                 return fetch(
                     runtime,
                     target,
@@ -345,6 +344,7 @@ class GetObjectStream:
             part.charge = size
         if slot is None and not is_guess and is_small_range(runtime, target, size):
             small = SmallRange(runtime, target, start, end, etag, wish=wish, answer=answer, otherwise=task)
+            runtime.exchanges.submit(small)
             part.data = small.data
         else:
             part.data = runtime.pool.submit(task)

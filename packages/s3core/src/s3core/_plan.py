@@ -13,6 +13,8 @@ MAX_COPY_SIZE = 5 * GiB
 
 # A stream whose reader may stop after a few bytes begins with this and doubles up to a part.
 FIRST_RANGE = 256 * KiB
+# Up to here the cost of a range is that of its request, and not of its bytes.
+SMALL_RANGE = 256 * KiB
 # The most parts that a stream reads ahead: 128 MiB at 8 MiB each, 1 GB/s at 30 ms and 90 MB/s per connection.
 WINDOW_PARTS = 16
 # The most parts on their way into place. More of them wait for one another: 64 fill 1 GiB at 1.9 GB/s, 128 at 1.3 and

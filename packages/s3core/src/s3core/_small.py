@@ -8,14 +8,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ._answer import range_of, ranged_get
+from ._answer import check_range, range_of, ranged_get
 from ._connection import Connection, Reply, connect
 from ._errors import RETRIED_STATUSES
-from ._exchanges import LONGEST_BODY
+from ._exceptions import S3Exception
 from ._fetch import Wish
 from ._head import Target, info_of_headers
 from ._info import ObjectInfo
 from ._outcome import Outcome
+from ._plan import SMALL_RANGE
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -32,7 +33,7 @@ def is_small_range(runtime: Runtime, target: Target, size: int) -> bool:
         size: The range's length in bytes.
     """
     return (
-        size <= LONGEST_BODY
+        size <= SMALL_RANGE
         and runtime.config.max_attempts > 1
         and runtime.exchanges.is_understood
         and runtime.is_ready(target.bucket)
@@ -41,7 +42,7 @@ def is_small_range(runtime: Runtime, target: Target, size: int) -> bool:
 
 
 class SmallRange:
-    """`[start, end)` of an object, got in the background.
+    """`[start, end)` of an object, an exchange whose `data` are its bytes.
 
     Whatever comes but the bytes that were asked for, of the version that was asked for, is left to `otherwise`, which
     asks again and knows what to make of errors.
@@ -99,7 +100,6 @@ class SmallRange:
         self._keys = runtime.keys()
         self._began = time.perf_counter()
         self.origin = self._address.origin
-        runtime.exchanges.submit(self)
 
     @property
     def is_wanted(self) -> bool:
@@ -135,14 +135,14 @@ class SmallRange:
             self.on_failure(1 if reply.status in RETRIED_STATUSES else 0)
             return
         try:
-            first, last, size = range_of(reply.status, reply.headers)
-        except ValueError:
+            first, last, size = range_of(self._target, reply.status, reply.headers)
+            check_range(self._target, (self._start, min(self._end, size)), (first, last))
+        except S3Exception:
             self.on_failure(0)
             return
         is_whole = len(reply.body) == last - first
-        is_asked_for = (first, last) == (self._start, min(self._end, size))
         is_same = self._etag is None or reply.headers.get("etag", self._etag) == self._etag
-        if not (is_whole and is_asked_for and is_same):
+        if not (is_whole and is_same):
             self.on_failure(0)
             return
         if logger.isEnabledFor(logging.DEBUG):
