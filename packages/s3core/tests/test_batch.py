@@ -56,7 +56,7 @@ def test_no_more_bytes_are_handed_over_than_the_bound_allows(sizes: list[int], m
             gauge.add(args[0].size)
             return super().submit(call, *args, **kwargs)
 
-    run_all(CountingPool(threads), jobs(), most_bytes=most, progress=came.append)
+    run_all(CountingPool(threads), jobs(), most_bytes=most, on_end=lambda job, count: came.append(count))
     assert sorted(came) == sorted(sizes)
     assert gauge.now == 0
     assert gauge.most <= max([most, *sizes])

@@ -50,7 +50,10 @@ def test_any_ranges_of_any_objects_come_into_their_buffers(
 ) -> None:
     reads = [RangeRead(bucket, key, start, bytearray(end - start)) for key, start, end in wanted]
     came: list[int] = []
-    client.read_ranges(iter(reads), progress=came.append)
+    numbers: list[int] = []
+    etags = client.read_ranges(iter(reads), progress=came.append, on_read=numbers.append)
+    assert sorted(numbers) == list(range(len(wanted)))
+    assert etags == {(bucket, key): client.head_object(bucket, key).etag for key, start, end in wanted if start < end}
     assert [bytes(read.buffer) for read in reads] == [OBJECTS[key][start:end] for key, start, end in wanted]
     assert sum(came) == sum(end - start for _, start, end in wanted)
 
@@ -62,6 +65,24 @@ def test_a_range_larger_than_a_part_is_read_in_parts(counting_server: CountingSe
     client.read_ranges([RangeRead(counting_server.bucket, "big", 7, buffer)])
     assert buffer == data[7:]
     assert len(counting_server.requests) == 3
+
+
+def test_a_read_is_told_of_when_its_buffer_is_full_and_free(counting_server: CountingServer, client: S3Client) -> None:
+    data = random.Random(3).randbytes(2 * PART + 12)
+    counting_server.put("big", data)
+    counting_server.put("small", data[:10])
+    counting_server.fault(operation="GetObject", key="big", times=1, delay_seconds=0.3)
+    buffers = [bytearray(len(data)), bytearray(10)]
+    numbers: list[int] = []
+
+    def on_read(number: int) -> None:
+        assert buffers[number] == data[: len(buffers[number])]
+        buffers[number].clear()  # impossible while anything holds the buffer
+        numbers.append(number)
+
+    reads = zip(("big", "small"), buffers, strict=True)
+    client.read_ranges([RangeRead(counting_server.bucket, key, 0, buffer) for key, buffer in reads], on_read=on_read)
+    assert numbers == [1, 0]
 
 
 def test_no_reads_send_nothing(counting_server: CountingServer, client: S3Client, bucket: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from ._pool import Pool
 
@@ -25,8 +25,11 @@ class Job(Protocol):
         """Let nothing more be written; returns when nothing is on its way."""
 
 
+J = TypeVar("J", bound=Job)
+
+
 def run_all(
-    pool: Pool, jobs: Iterator[Job], *, most_bytes: int | None = None, progress: Callable[[int], None] | None = None
+    pool: Pool, jobs: Iterator[J], *, most_bytes: int | None = None, on_end: Callable[[J, int], None] | None = None
 ) -> None:
     """Run jobs until all are done.
 
@@ -38,19 +41,19 @@ def run_all(
         pool: Where to run them.
         jobs: The jobs, taken one by one as others end.
         most_bytes: Bound of the bytes of the jobs that are handed over, unless one job alone exceeds it; None for none.
-        progress: Called in the caller's thread with the bytes of each job that ended.
+        on_end: Called in the caller's thread with each job that ended, and the bytes that came.
 
     Raises:
         BaseException: The first job's error. Whatever is raised, no job writes a byte after it.
     """
-    batch = _Batch(pool, most_bytes)
+    batch: _Batch[J] = _Batch(pool, most_bytes)
     try:
         job = next(jobs, None)
         while job is not None or batch.running:
             is_launched = job is not None and batch.launch(job)
-            count = batch.poll(wait=not is_launched)
-            if count is not None and progress is not None:
-                progress(count)
+            ended = batch.poll(wait=not is_launched)
+            if ended is not None and on_end is not None:
+                on_end(*ended)
             if is_launched:
                 job = next(jobs, None)
     except BaseException:
@@ -58,18 +61,18 @@ def run_all(
         raise
 
 
-class _Batch:
+class _Batch(Generic[J]):
     """The jobs on their way; only the caller's thread touches `running`."""
 
     def __init__(self, pool: Pool, most_bytes: int | None) -> None:
-        self.running: set[Job] = set()
+        self.running: set[J] = set()
         self._bytes_handed_over = 0
         self._most_bytes = most_bytes
         self._pool = pool
         self._stopped = False
-        self._ended: SimpleQueue[tuple[Job, int | BaseException]] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[J, int | BaseException]] = SimpleQueue()
 
-    def launch(self, job: Job) -> bool:
+    def launch(self, job: J) -> bool:
         """Hand a job to the pool, unless so much is on its way that it has to wait."""
         is_over = self._most_bytes is not None and self._bytes_handed_over + job.size > self._most_bytes
         if self.running and (is_over or len(self.running) >= 2 * self._pool.size):
@@ -79,14 +82,14 @@ class _Batch:
         self._pool.submit(self._run, job)
         return True
 
-    def poll(self, *, wait: bool) -> int | None:
+    def poll(self, *, wait: bool) -> tuple[J, int] | None:
         """Take note of a job that ended.
 
         Args:
             wait: Wait for one, if there is any on its way.
 
         Returns:
-            Its number of bytes; None when none has ended.
+            It and its number of bytes; None when none has ended.
 
         Raises:
             BaseException: The job's error.
@@ -102,7 +105,7 @@ class _Batch:
             self._bytes_handed_over -= job.size
             if isinstance(outcome, BaseException):
                 raise outcome
-            return outcome
+            return job, outcome
         return None
 
     def stop(self) -> None:
@@ -111,7 +114,7 @@ class _Batch:
         for job in self.running:
             job.stop()
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: J) -> None:
         outcome: int | BaseException = 0
         try:
             if not self._stopped:

@@ -153,18 +153,29 @@ class S3Client:
         target = _target(bucket, key, version_id)
         return GetObjectStream(self._runtime, target, object_info=object_info, start=start, end=end, etag=etag)
 
-    def read_ranges(self, reads: Iterable[RangeRead], *, progress: Callable[[int], None] | None = None) -> None:
+    def read_ranges(
+        self,
+        reads: Iterable[RangeRead],
+        *,
+        progress: Callable[[int], None] | None = None,
+        on_read: Callable[[int], None] | None = None,
+    ) -> dict[tuple[str, str], str | None]:
         """Read many ranges of many objects at once, each straight into its buffer.
 
         Args:
             reads: The ranges with their buffers; an iterable is taken one by one as requests become free.
             progress: Called in this thread with the number of bytes of each request that ended.
+            on_read: Called in this thread with the number of each read, counted from 0, once its buffer is full; in
+                the order in which they end.
+
+        Returns:
+            By bucket and key, the ETag of the version that was read of each object; None where the store tells none.
 
         Raises:
             ObjectChangedError: An object was replaced meanwhile.
             S3Exception: A request failed. No buffer is written to after that.
         """
-        read_ranges(self._runtime, reads, progress)
+        return read_ranges(self._runtime, reads, progress, on_read)
 
     def put_object(
         self,

@@ -126,64 +126,99 @@ def fill_range(
     run_all(runtime.pool, jobs, most_bytes=_most_bytes(runtime))
 
 
-def read_ranges(runtime: Runtime, reads: Iterable[RangeRead], progress: Callable[[int], None] | None = None) -> None:
+def read_ranges(
+    runtime: Runtime,
+    reads: Iterable[RangeRead],
+    progress: Callable[[int], None] | None = None,
+    on_read: Callable[[int], None] | None = None,
+) -> dict[tuple[str, str], str | None]:
     """Carry out many reads at once; see `S3Client.read_ranges`."""
-    destinations: list[Destination] = []
+    versions = _Versions()
+    unfilled: dict[int, _Unfilled] = {}
+
+    def jobs() -> Iterator[_ReadJob]:
+        for index, read in enumerate(reads):
+            target = _target_of(read)
+            destination = Destination.of_buffer(read.buffer)
+            ranges = list(split_range(0, destination.size, runtime.config.part_size))
+            unfilled[index] = _Unfilled(destination, len(ranges))
+            for low, high in ranges:
+                slot, etag = destination.slot(low, high), read.etag or versions.etags.get((read.bucket, read.key))
+                yield _ReadJob(index, runtime, target, read.start + low, slot, etag, versions.checker(target))
+            if not ranges:
+                full(index)
+
+    def ended(job: _ReadJob, count: int) -> None:
+        if progress is not None:
+            progress(count)
+        unfilled[job.index].jobs_left -= 1
+        if not unfilled[job.index].jobs_left:
+            full(job.index)
+
+    def full(index: int) -> None:
+        unfilled.pop(index).destination.release()
+        if on_read is not None:
+            on_read(index)
+
     try:
-        jobs = _plan_jobs(runtime, reads, destinations)
-        run_all(runtime.pool, jobs, most_bytes=_most_bytes(runtime), progress=progress)
+        run_all(runtime.pool, jobs(), most_bytes=_most_bytes(runtime), on_end=ended)
     except Exception:
-        _release(destinations)
+        for left in unfilled.values():
+            left.destination.release()
         raise
-    _release(destinations)
+    return versions.etags
 
 
 def _most_bytes(runtime: Runtime) -> int:
     return plan_bytes_in_flight(runtime.config.part_size, runtime.config.concurrency)
 
 
-def _release(destinations: list[Destination]) -> None:
-    for destination in destinations:
-        destination.release()
+@dataclass(slots=True)
+class _Unfilled:
+    """A read whose buffer is not full yet.
+
+    Args:
+        destination: The buffer.
+        jobs_left: How many requests for it have not ended.
+    """
+
+    destination: Destination
+    jobs_left: int
 
 
-def _plan_jobs(runtime: Runtime, reads: Iterable[RangeRead], destinations: list[Destination]) -> Iterator[FillJob]:
-    versions = _Versions()
-    for read in reads:
-        if read.start < 0:
-            raise ValueError(
-                f"a range of {uri_of(read.bucket, read.key)} starts at {read.start}; it must be at least 0"
-            )
-        check_bucket(read.bucket)
-        check_key(read.bucket, read.key)
-        target = Target(read.bucket, read.key)
-        destination = Destination.of_buffer(read.buffer)
-        destinations.append(destination)
-        for low, high in split_range(0, destination.size, runtime.config.part_size):
-            yield FillJob(
-                runtime,
-                target,
-                read.start + low,
-                destination.slot(low, high),
-                read.etag or versions.etag_of(target),
-                versions.checker(target),
-            )
+class _ReadJob(FillJob):
+    """A part of one of many reads.
+
+    Args:
+        index: Which read it belongs to.
+    """
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int, *args: Any) -> None:
+        super().__init__(*args)
+        self.index = index
+
+
+def _target_of(read: RangeRead) -> Target:
+    if read.start < 0:
+        raise ValueError(f"a range of {uri_of(read.bucket, read.key)} starts at {read.start}; it must be at least 0")
+    check_bucket(read.bucket)
+    check_key(read.bucket, read.key)
+    return Target(read.bucket, read.key)
 
 
 class _Versions:
     """The ETag that each object of a batch was first seen with: the others must agree."""
 
     def __init__(self) -> None:
-        self._etags: dict[Target, str | None] = {}
+        self.etags: dict[tuple[str, str], str | None] = {}
         self._lock = threading.Lock()
-
-    def etag_of(self, target: Target) -> str | None:
-        return self._etags.get(target)
 
     def checker(self, target: Target) -> Callable[[ObjectInfo], None]:
         def check(info: ObjectInfo) -> None:
             with self._lock:
-                first = self._etags.setdefault(target, info.etag)
+                first = self.etags.setdefault((target.bucket, target.key), info.etag)
             if first != info.etag:
                 raise changed_error(target)
 
