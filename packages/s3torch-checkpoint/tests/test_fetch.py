@@ -45,3 +45,24 @@ def test_an_error_ends_the_transfers_before_it_is_raised(
         fetch_pieces(client, counting_server.bucket, pieces, progress, window_bytes=2 * MiB)
     assert bytes(first.data) == b"x" * 2 * MiB
     assert not [thread for thread in threading.enumerate() if thread.name == "s3torch-checkpoint-load"]
+
+
+def test_a_piece_is_finished_while_others_are_still_on_their_way(
+    options: dict[str, Any], counting_server: CountingServer
+) -> None:
+    counting_server.put("early", b"x" * 100)
+    counting_server.put("late", b"y" * 100)
+    counting_server.fault(operation="GetObject", key="late", times=1, delay_seconds=0.5)
+    late, seen = BufferPiece(Want("late", 0, 100)), list[bytes]()
+
+    class EarlyPiece(BufferPiece):
+        def finish(self) -> None:
+            seen.append(bytes(late.data))
+
+    pieces = [EarlyPiece(Want("early", 0, 100)), late]
+    client = S3Client(options["region"], endpoint=options["endpoint"], s3client_config=options["s3client_config"])
+    with TransferProgress("", None, enabled=False) as progress:
+        etags = fetch_pieces(client, counting_server.bucket, pieces, progress)
+    assert seen == [bytes(100)]
+    assert late.data == b"y" * 100
+    assert etags == {key: client.head_object(counting_server.bucket, key).etag for key in ("early", "late")}

@@ -107,8 +107,13 @@ def foreign(options: dict[str, Any], counting_server: CountingServer, tmp_path: 
 
 
 def test_a_checkpoint_of_torch_goes_straight_to_its_destinations(
-    options: dict[str, Any], root: str, foreign: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any],
+    root: str,
+    foreign: dict[str, Any],
+    counting_server: CountingServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    counting_server.clear()
     opened: list[int] = []
     open_whole = WholePiece.open
     monkeypatch.setattr(WholePiece, "open", lambda self: opened.append(self.memory_bytes) or open_whole(self))
@@ -118,6 +123,23 @@ def test_a_checkpoint_of_torch_goes_straight_to_its_destinations(
     assert all(torch.equal(target[name], tensor) for name, tensor in foreign.items())
     assert len(opened) == 2, "the small tensor and the number alone"
     assert max(opened) < MiB
+    assert {request.method for request in counting_server.requests} == {"GET"}
+
+
+def test_a_file_that_is_replaced_behind_the_ends_of_its_items_is_an_error(
+    options: dict[str, Any], root: str, foreign: dict[str, Any], counting_server: CountingServer
+) -> None:
+    ends = 5  # where two items meet, one request brings both ends
+    counting_server.fault(
+        operation="GetObject", key="run/__0_0.distcp", skip=ends - 1, times=1, replace_with=b"x" * 20 * MiB
+    )
+    counting_server.clear()
+    target = {name: torch.zeros_like(value) for name, value in foreign.items() if name.startswith("layer")}
+    with pytest.raises(dcp.api.CheckpointException, match="ObjectChangedError"):
+        dcp.load(target, storage_reader=S3StorageReader(path=root, **options))
+    statuses = [request.status for request in counting_server.requests if request.key.endswith(".distcp")]
+    assert statuses[:ends] == [206] * ends
+    assert set(statuses[ends:]) == {412}
 
 
 class OneTarget:

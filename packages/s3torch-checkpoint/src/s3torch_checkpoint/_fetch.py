@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from s3core import RangeRead, S3Client
@@ -56,11 +58,12 @@ def fetch_pieces(
     window_bytes: int = WINDOW_BYTES,
     alone_bytes: int = ALONE_BYTES,
     etags: Mapping[str, str] | None = None,
-) -> None:
-    """Fetch every piece and finish it.
+) -> dict[str, str]:
+    """Fetch every piece, and finish each as soon as its bytes are there.
 
-    While one batch is being finished the next is fetched, so that the memory in use is at most `window_bytes`, or two
-    pieces where a piece alone is larger than half of it, beyond what the pieces' own destinations take.
+    Pieces are fetched in batches. The next batch begins when the bytes of one are there, while the last of its pieces
+    are being finished, so that the memory in use is at most `window_bytes`, or two pieces where a piece alone is larger
+    than half of it, beyond what the pieces' own destinations take.
 
     Args:
         client: Client of the bucket.
@@ -70,7 +73,11 @@ def fetch_pieces(
         allowance_bytes: See `plan_fetches`.
         alone_bytes: See `plan_fetches`.
         window_bytes: Bound of the memory for what does not go straight to its destination.
-        etags: The ETag that each key must have, for the keys that are known.
+        etags: The ETag that each key must have, for the keys that are known. Of another key any version is taken, the
+            same for all of its bytes.
+
+    Returns:
+        The ETag that each fetched key has, as far as the store tells it.
 
     Raises:
         S3Exception: A range could not be fetched, or an object changed meanwhile; the transfers have ended.
@@ -83,21 +90,19 @@ def fetch_pieces(
     load = _Load(client, bucket, pieces, plan, progress, etags or {})
     batches = _split(plan, pieces, window_bytes // 2)
     current = next(batches, None)
-    if current is None:
-        return
     try:
-        load.start(current)
+        if current is not None:
+            load.start(current)
         while current is not None:
-            load.wait()
-            following = next(batches, None)
-            finished = load.hand_over()
-            if following is not None:
-                load.start(following)
-            load.complete(finished)
-            current = following
+            finished = load.finish_pieces()
+            current = next(batches, None)
+            if current is not None:
+                load.start(current)
+            load.finish_rest(finished)
     except BaseException as error:
         load.stop(None if isinstance(error, Exception) else _STOP_SECONDS)
         raise
+    return load.etags
 
 
 def _split(plan: Sequence[Fetch], pieces: Sequence[Piece], limit_bytes: int) -> Iterator[_Batch]:
@@ -118,6 +123,21 @@ def _split(plan: Sequence[Fetch], pieces: Sequence[Piece], limit_bytes: int) -> 
         yield batch
 
 
+@dataclass(slots=True)
+class _Transfers:
+    """A batch on its way.
+
+    Args:
+        fetches: Its fetches, with the memory that each fills.
+        ended: The numbers of the fetches whose bytes are there; None behind the last one, or an error.
+        is_over: Whether nothing more comes.
+    """
+
+    fetches: list[tuple[Fetch, memoryview]]
+    ended: SimpleQueue[int | None] = field(default_factory=SimpleQueue)
+    is_over: bool = False
+
+
 class _Load:
     """The state of one call of `fetch_pieces`."""
 
@@ -134,33 +154,44 @@ class _Load:
         self._bucket = bucket
         self._pieces = pieces
         self._progress = progress
-        self._etags = etags
+        self.etags = dict(etags)
         self._buffers: dict[int, memoryview] = {}
         self._segments_left = [0] * len(pieces)
         for fetch in plan:
             for segment in fetch.segments:
                 for index in segment.wants:
                     self._segments_left[index] += 1
-        self._current: list[tuple[Fetch, memoryview]] = []
+        self._current = _Transfers([])
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._stopped = False
 
     def start(self, batch: _Batch) -> None:
         """Open the destinations of a batch and begin to fetch it in a thread."""
-        self._current = [(fetch, self._destination(fetch)) for fetch in batch.fetches]
-        reads = [
-            RangeRead(self._bucket, fetch.key, fetch.start, buffer, self._etags.get(fetch.key))
-            for fetch, buffer in self._current
-        ]
-        self._thread = threading.Thread(target=self._fetch, args=(reads,), name="s3torch-checkpoint-load", daemon=True)
+        self._current = _Transfers([(fetch, self._destination(fetch)) for fetch in batch.fetches])
+        self._thread = threading.Thread(
+            target=self._fetch, args=(self._current,), name="s3torch-checkpoint-load", daemon=True
+        )
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait for the batch, in such a way that Ctrl-C ends the wait; raise its error."""
-        self._join(None)
+    def finish_pieces(self) -> _Transfers:
+        """Finish the pieces of the batch as they come, in such a way that Ctrl-C ends the wait; raise its error.
+
+        Returns:
+            The batch when all of its bytes are there, though not all of its pieces may be finished.
+        """
+        transfers = self._current
+        while not transfers.is_over:
+            with suppress(Empty):
+                self._complete(transfers, transfers.ended.get(timeout=_POLL_SECONDS))
         if self._error is not None:
             raise self._error
+        return transfers
+
+    def finish_rest(self, transfers: _Transfers) -> None:
+        """Finish the pieces of a batch that `finish_pieces` left."""
+        while not transfers.ended.empty():
+            self._complete(transfers, transfers.ended.get())
 
     def stop(self, timeout_seconds: float | None) -> None:
         """Fetch no more: the destinations are the caller's again when the fetching thread has seen it and ended.
@@ -169,28 +200,29 @@ class _Load:
             timeout_seconds: How long to wait for that; None to wait until it is so.
         """
         self._stopped = True
-        self._join(timeout_seconds)
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while self._thread is not None and self._thread.is_alive():
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            self._thread.join(_POLL_SECONDS)
 
-    def hand_over(self) -> list[tuple[Fetch, memoryview]]:
-        """Take the fetched batch out, so that the next one can be started."""
-        done, self._current = self._current, []
-        return done
-
-    def complete(self, done: list[tuple[Fetch, memoryview]]) -> None:
-        """Pass the bytes of a batch on to every piece that wants them, and finish the complete pieces."""
-        for fetch, buffer in done:
-            for segment in fetch.segments:
-                data = buffer[segment.start - fetch.start : segment.end - fetch.start]
-                in_place = len(fetch.segments) == 1
-                for position, index in enumerate(segment.wants):
-                    if position > 0 or not in_place:
-                        start = self._pieces[index].want.start
-                        self._buffer(index)[segment.start - start : segment.end - start] = data
-                    self._segments_left[index] -= 1
-                    if self._segments_left[index] == 0:
-                        self._buffer(index)
-                        del self._buffers[index]
-                        self._pieces[index].finish()
+    def _complete(self, transfers: _Transfers, number: int | None) -> None:
+        """Pass the bytes of a fetch on to every piece that wants them, and finish the complete pieces."""
+        if number is None:
+            return
+        fetch, buffer = transfers.fetches[number]
+        for segment in fetch.segments:
+            data = buffer[segment.start - fetch.start : segment.end - fetch.start]
+            in_place = len(fetch.segments) == 1
+            for position, index in enumerate(segment.wants):
+                if position > 0 or not in_place:
+                    start = self._pieces[index].want.start
+                    self._buffer(index)[segment.start - start : segment.end - start] = data
+                self._segments_left[index] -= 1
+                if self._segments_left[index] == 0:
+                    self._buffer(index)
+                    del self._buffers[index]
+                    self._pieces[index].finish()
 
     def _destination(self, fetch: Fetch) -> memoryview:
         if len(fetch.segments) > 1:
@@ -205,18 +237,19 @@ class _Load:
             buffer = self._buffers[index] = self._pieces[index].open()
         return buffer
 
-    def _join(self, timeout_seconds: float | None) -> None:
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while self._thread is not None and self._thread.is_alive():
-            if deadline is not None and time.monotonic() > deadline:
-                return
-            self._thread.join(_POLL_SECONDS)
-
-    def _fetch(self, reads: list[RangeRead]) -> None:
+    def _fetch(self, transfers: _Transfers) -> None:
+        reads = [
+            RangeRead(self._bucket, fetch.key, fetch.start, buffer, self.etags.get(fetch.key))
+            for fetch, buffer in transfers.fetches
+        ]
         try:
-            self._client.read_ranges(reads, progress=self._count)
+            found = self._client.read_ranges(reads, progress=self._count, on_read=transfers.ended.put)
+            self.etags.update({key: etag for (_, key), etag in found.items() if etag is not None})
         except BaseException as error:
             self._error = error
+        finally:
+            transfers.is_over = True
+            transfers.ended.put(None)  # so that nobody waits on
 
     def _count(self, length: int) -> None:
         if self._stopped:

@@ -1,4 +1,4 @@
-"""The names of a checkpoint's objects, which say whose they are and whether a save can ever touch them again."""
+"""The names of a checkpoint's objects: what each is, and which save wrote it, so that no other writes there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ SUFFIX = ".distcp"
 
 # __{rank}_{file}.{id of the save}.distcp, below any prefix; torch and s3torchconnector write the same without the id.
 _DATA = re.compile(r"(?:.*/)?[^/]*\.distcp", re.DOTALL)
-_OURS = re.compile(r".*\.[0-9a-f]{32}\.distcp", re.DOTALL)
 _RANK_METADATA = re.compile(r"__\d+\.metadata")
 
 
@@ -38,11 +37,6 @@ def rank_metadata_name(rank: int) -> str:
 def is_data_name(name: str) -> bool:
     """Whether a key or name is that of a checkpoint's data object, by its suffix."""
     return _DATA.fullmatch(name) is not None
-
-
-def is_immutable_name(name: str) -> bool:
-    """Whether the name carries the id of its save, so that no later save writes there."""
-    return _OURS.fullmatch(name) is not None
 
 
 def is_metadata_key(key: str) -> bool:

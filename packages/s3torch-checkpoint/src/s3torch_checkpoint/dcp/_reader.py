@@ -21,17 +21,14 @@ from .._address import CheckpointAddress
 from .._errors import CorruptCheckpointError, IncompleteCheckpointError, NoCheckpointError
 from .._fetch import Piece, fetch_pieces
 from .._progress import TransferProgress
-from .._threads import run_all
 from ._commit import read_metadata_object
 from ._found_payload import MIN_ITEM_BYTES, EndPiece, end_pieces
 from ._load_pieces import ItemReader, LoadPiece, is_opaque_tensor, needed_bytes
-from ._names import METADATA_NAME, is_data_name, is_immutable_name, new_save_id, rank_metadata_name
+from ._names import METADATA_NAME, is_data_name, new_save_id, rank_metadata_name
 from ._portable_errors import portable_errors
 from ._shared_load import load_shared
 from ._sharing import Identity, LoadNote, SharePlan, identity_of, plan_sharing
 from ._writer import is_s3_uri
-
-_HEAD_THREADS = 16
 
 
 class S3StorageReader(StorageReader):
@@ -86,7 +83,7 @@ class S3StorageReader(StorageReader):
         self._metadata_etag: str | None = None
         self._is_shared_metadata = True
         self._shared_metadata_error: Exception | None = None
-        self._etags: dict[str, str | None] = {}
+        self._etags: dict[str, str] = {}
         self._load_id = new_save_id()
 
     @property
@@ -268,15 +265,15 @@ class S3StorageReader(StorageReader):
             place = (info.relative_path, info.offset)
             allowance[place] = min(info.length, allowance.get(place, 0) + needed_bytes(item, info))
         total = sum(piece.want.end - piece.want.start for piece in pieces)
-        etags = self._pin_versions(sorted({piece.want.key for piece in pieces}))
         with TransferProgress(f"Loading {self.path}", total, self._progress) as progress:
-            fetch_pieces(
+            # Another save may write an object again: no load mixes two versions.
+            self._etags = fetch_pieces(
                 self._client,
                 self._address.bucket,
                 pieces,
                 progress,
                 allowance_bytes=sum(allowance.values()),
-                etags=etags,
+                etags=self._etags,
             )
 
     def _find_payloads(self, items: Sequence[ReadItem]) -> None:
@@ -300,16 +297,6 @@ class S3StorageReader(StorageReader):
             raise IncompleteCheckpointError(
                 f"{self.path} has no item {index.fqn!r} at offset {index.offset}, which its metadata describes"
             ) from None
-
-    def _pin_versions(self, keys: Sequence[str]) -> dict[str, str]:
-        """Ask for the ETags of objects that another save may write again, so that no load mixes two versions."""
-        unknown = [key for key in keys if not is_immutable_name(key) and key not in self._etags]
-        heads = [partial(self._head, key) for key in unknown]
-        self._etags.update(zip(unknown, run_all(heads, _HEAD_THREADS) if heads else (), strict=True))
-        return {key: etag for key in keys if (etag := self._etags.get(key)) is not None}
-
-    def _head(self, key: str, _stop: object) -> str | None:
-        return self._client.head_object(self._address.bucket, key).etag
 
     def _decode(self, descriptors: Sequence[str], stream: IO[bytes]) -> IO[bytes]:
         if not descriptors:
