@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _FIRST_PAGE = ""
+_SENDING_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class ListObjectStream:
             )
         if following:
             self._coming = self._ask(following)  # Before this page is parsed: it is on its way meanwhile.
+            # Parsing holds Python's lock for milliseconds: until the request is sent, unless its thread gets a moment.
+            wait([self._coming.body], timeout=_SENDING_SECONDS)
         page = parse_listing(body, self._what)
         self._token = following  # Last of all: a page that could not be handed out comes again.
         return page
