@@ -385,7 +385,7 @@ class GetObjectStream:
         """Size of the first range when a reader may want only a little: all of a small object, a bit of a large one."""
         remaining = self._hinted_remaining()
         if remaining is None:
-            return 4 * FIRST_RANGE
+            return 2 * FIRST_RANGE
         return remaining if remaining <= self._runtime.config.part_size else FIRST_RANGE
 
     def _end(self) -> int:
