@@ -128,12 +128,12 @@ class _Transfers:
     """A batch on its way.
 
     Args:
-        fetches: Its fetches, with the memory that each fills.
+        fetches: By number the fetches that are not used yet, with the memory that each fills.
         ended: The numbers of the fetches whose bytes are there; None behind the last one, or an error.
         is_over: Whether nothing more comes.
     """
 
-    fetches: list[tuple[Fetch, memoryview]]
+    fetches: dict[int, tuple[Fetch, memoryview]]
     ended: SimpleQueue[int | None] = field(default_factory=SimpleQueue)
     is_over: bool = False
 
@@ -161,14 +161,16 @@ class _Load:
             for segment in fetch.segments:
                 for index in segment.wants:
                     self._segments_left[index] += 1
-        self._current = _Transfers([])
+        self._current = _Transfers({})
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._stopped = False
 
     def start(self, batch: _Batch) -> None:
         """Open the destinations of a batch and begin to fetch it in a thread."""
-        self._current = _Transfers([(fetch, self._destination(fetch)) for fetch in batch.fetches])
+        self._current = _Transfers(
+            {number: (fetch, self._destination(fetch)) for number, fetch in enumerate(batch.fetches)}
+        )
         self._thread = threading.Thread(
             target=self._fetch, args=(self._current,), name="s3torch-checkpoint-load", daemon=True
         )
@@ -210,7 +212,7 @@ class _Load:
         """Pass the bytes of a fetch on to every piece that wants them, and finish the complete pieces."""
         if number is None:
             return
-        fetch, buffer = transfers.fetches[number]
+        fetch, buffer = transfers.fetches.pop(number)  # Nothing else keeps a joint buffer any longer.
         for segment in fetch.segments:
             data = buffer[segment.start - fetch.start : segment.end - fetch.start]
             in_place = len(fetch.segments) == 1
@@ -238,18 +240,19 @@ class _Load:
         return buffer
 
     def _fetch(self, transfers: _Transfers) -> None:
-        reads = [
-            RangeRead(self._bucket, fetch.key, fetch.start, buffer, self.etags.get(fetch.key))
-            for fetch, buffer in transfers.fetches
-        ]
         try:
-            found = self._client.read_ranges(reads, progress=self._count, on_read=transfers.ended.put)
+            found = self._client.read_ranges(self._reads(transfers), progress=self._count, on_read=transfers.ended.put)
             self.etags.update({key: etag for (_, key), etag in found.items() if etag is not None})
         except BaseException as error:
             self._error = error
         finally:
             transfers.is_over = True
             transfers.ended.put(None)  # so that nobody waits on
+
+    def _reads(self, transfers: _Transfers) -> Iterator[RangeRead]:
+        for number in range(len(transfers.fetches)):
+            fetch, buffer = transfers.fetches[number]
+            yield RangeRead(self._bucket, fetch.key, fetch.start, buffer, self.etags.get(fetch.key))
 
     def _count(self, length: int) -> None:
         if self._stopped:
