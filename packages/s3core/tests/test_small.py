@@ -349,8 +349,12 @@ def test_what_waits_goes_on_when_all_others_have_stalled(
 
 
 def test_where_no_thread_can_be_started_there_is_an_error(
-    counting_server: CountingServer, client: S3Client, monkeypatch: pytest.MonkeyPatch
+    counting_server: CountingServer, make_client: Callable[..., S3Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    counting_server.put("1000", BODIES["1000"])
+    client = make_client(counting_server, max_attempts=7)  # like no other, which would leave it a connection
+    next(client.list_objects(counting_server.bucket))
+
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

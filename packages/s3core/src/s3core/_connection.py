@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import ssl
 
 _STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?(?:\r\n|$)")
-_HEADER = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n|$)")
+_HEADER = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\r\n]*+)(?=\r\n|$)")
 # Others may come several times, as some stores' `Vary` does.
 _SINGLE = frozenset({"connection", "content-length", "content-range", "etag", "transfer-encoding"})
 _LENGTH = re.compile(r"[0-9]{1,15}")
@@ -201,7 +201,7 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
     text = head.decode("latin-1")
     status = _STATUS_LINE.match(text)
     found = _HEADER.findall(text)
-    headers = {name.lower(): value for name, value in found}
+    headers = {name.lower(): value.rstrip(" \t") for name, value in found}
     if status is None or len(found) != text.count("\n"):
         raise NotUnderstood("no simple answer of HTTP/1.1")
     if len(headers) != len(found) and _SINGLE.intersection(_repeated(found)):
