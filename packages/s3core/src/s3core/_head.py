@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ._exceptions import ObjectChangedError, S3Exception
@@ -65,23 +66,25 @@ def info_of_headers(target: Target, headers: Any, size: int) -> ObjectInfo:
         headers: By their names in lower case, or in any.
         size: The object's size.
     """
-    from email.utils import parsedate_to_datetime
-
     modified = headers.get("last-modified")
-    moment: datetime | None = None
-    if modified:
-        try:
-            moment = parsedate_to_datetime(modified)
-        except ValueError:
-            pass
     return ObjectInfo(
         target.key,
         size,
         headers.get("etag"),
-        moment,
+        _moment(modified) if modified else None,
         headers.get("x-amz-storage-class"),
         headers.get("x-amz-version-id"),
     )
+
+
+@lru_cache(maxsize=1024)  # Many objects are written in one second, and each is read in many ranges.
+def _moment(text: str) -> datetime | None:
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return parsedate_to_datetime(text)
+    except ValueError:
+        return None
 
 
 def changed_error(target: Target) -> ObjectChangedError:
