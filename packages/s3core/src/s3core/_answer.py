@@ -138,9 +138,7 @@ def open_native(runtime: Runtime, target: Target, start: int, end: int, etag: st
         keys = runtime.keys()
         region = runtime.address(target.bucket).region
         try:
-            store = runtime.store(target.bucket)
-            runtime.load_ahead()
-            result = runtime.process.native.get(store, target.key, options=options)
+            result = runtime.process.native.get(runtime.store(target.bucket), target.key, options=options)
         except S3Exception:
             raise
         except Exception as error:

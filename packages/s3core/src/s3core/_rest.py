@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("s3core")
 
 # With what sockets and headers import by themselves when they are first used.
-LIBRARIES = ("urllib3", "urllib3.exceptions", "encodings.idna", "email.utils")
+_LIBRARIES = ("urllib3", "urllib3.exceptions", "encodings.idna", "email.utils")
 Pieces = Sequence[bytes | bytearray | memoryview]
 
 _FIRST_BACKOFF_SECONDS = 0.1
@@ -141,7 +141,7 @@ class RestClient:
             Refused: The store answered with an error, for good.
             S3Exception: No answer came.
         """
-        load(*LIBRARIES)
+        load(*_LIBRARIES)
         import urllib3.exceptions as http
 
         attempts = self._runtime.config.max_attempts
@@ -210,7 +210,7 @@ class RestClient:
             S3Exception: AWS cannot be reached, or names no region.
         """
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html: the header comes without permission too.
-        load(*LIBRARIES)
+        load(*_LIBRARIES)
         import urllib3.exceptions as http
 
         try:

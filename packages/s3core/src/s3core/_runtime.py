@@ -14,7 +14,6 @@ from ._address import Address, locate
 from ._budget import ByteBudget
 from ._credentials import Credentials, CredentialSource
 from ._exchanges import Exchanges
-from ._loading import load
 from ._pool import Pool
 from ._process import inherited_credentials, process
 from ._settings import Settings, proxy_for
@@ -48,15 +47,6 @@ class Runtime:
         self._lock = threading.Lock()
         self._addresses: dict[str, Address] = {}
         self._stores: dict[str, Any] = {}
-        self._is_loaded_ahead = False
-
-    def load_ahead(self) -> None:
-        """Load what larger requests take, in a thread: about as long as a store takes to answer a first, small one."""
-        from ._rest import LIBRARIES
-
-        if not self._is_loaded_ahead:
-            self._is_loaded_ahead = True
-            self.pool.submit(load, *LIBRARIES)
 
     def keys(self) -> Credentials | None:
         """The credentials to sign with now; None for unsigned requests."""
