@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._exceptions import ObjectChangedError, S3Exception
 from ._headers import customer_key_headers
 from ._info import ObjectInfo
+from ._loading import load
 from ._rest import Request
 from ._uri import uri_of
 
@@ -79,6 +80,7 @@ def info_of_headers(target: Target, headers: Any, size: int) -> ObjectInfo:
 
 @lru_cache(maxsize=1024)  # Many objects are written in one second, and each is read in many ranges.
 def _moment(text: str) -> datetime | None:
+    load("email.utils")
     from email.utils import parsedate_to_datetime
 
     try:
