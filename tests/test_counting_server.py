@@ -12,6 +12,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from botocore.exceptions import ClientError, HTTPClientError, ResponseStreamingE
 
 from servers import CountingServer, start_counting_server
 from servers.counting import GeneratedObjects
+from servers.counting._maps import Maps
 
 # A clock of Windows ticks 64 times a second, and what ends between two ticks ends at the first.
 TICK_SECONDS = 1 / 64 if sys.platform == "win32" else 0.001
@@ -488,3 +490,20 @@ def test_many_connections_are_answered_at_once(counting_server: CountingServer) 
         thread.join()
     client.close()
     assert bodies == [b"abc"] * 160
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what is mapped")
+def test_the_memory_of_removed_objects_is_let_go_of(tmp_path: Path) -> None:
+    maps = Maps()
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"old" * 100_000)
+    new.write_bytes(b"new")
+    view = maps.view(str(old))
+    old.unlink()
+    assert bytes(maps.view(str(new))) == b"new"
+    assert bytes(view[-3:]) == b"old"
+    del view
+    assert str(old) not in Path("/proc/self/maps").read_text()
+    assert str(new) in Path("/proc/self/maps").read_text()
+    maps.clear()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from servers.counting._errors import S3Error
+from servers.counting._maps import Maps
 
-_MOST_KEPT_BYTES = 2**20
+_maps = Maps()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Piece:
         """Its bytes."""
         if not self.path:
             return _zeros(self.size)
-        return _map_and_keep(self.path) if self.size <= _MOST_KEPT_BYTES else _map(self.path)
+        return _maps.view(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class Store:
             shutil.rmtree(self._root / folder)
             (self._root / folder).mkdir()
         self._seen.clear()
-        _map_and_keep.cache_clear()
+        _maps.clear()
 
     def get(self, bucket: str, key: str) -> StoredObject | None:
         """The object, or None."""
@@ -285,17 +286,6 @@ class PieceWriter:
         """Give it up."""
         self._file.close()
         Path(self._path).unlink(missing_ok=True)
-
-
-def _map(path: str) -> memoryview:
-    with open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-# Small ones only: what is mapped stays in memory, also after its file is removed.
-_map_and_keep = lru_cache(maxsize=512)(_map)
 
 
 @lru_cache(maxsize=8)
