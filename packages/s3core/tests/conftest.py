@@ -14,6 +14,7 @@ import pytest
 
 from s3core import S3Client, S3ClientConfig
 from servers import S3Server
+from servers._script import Script
 
 SOURCES = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parents[3] / "tests")]
 
@@ -29,6 +30,19 @@ def make_client() -> Callable[..., S3Client]:
         return S3Client(server.region, endpoint=server.endpoint, s3client_config=config)
 
     return make
+
+
+@pytest.fixture
+def start_script() -> Iterator[Callable[..., Script]]:
+    scripts = []
+
+    def start(*answers: list[bytes], keeps: bool = False) -> Script:
+        scripts.append(Script(*answers, keeps=keeps))
+        return scripts[-1]
+
+    yield start
+    for script in scripts:
+        script.close()
 
 
 @pytest.fixture

@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from s3core import S3Client, S3ConnectionError
+from s3core import S3Client, S3ClientConfig, S3ConnectionError, S3Exception, S3TimeoutError
 from servers import CountingServer, wait_until
+from servers._script import BODY, GOOD, ODD, WELL, Script
+from servers._seaweedfs import start_seaweedfs
 
 MiB = 2**20
 PART = 5 * MiB
@@ -128,8 +132,112 @@ class _Opaque:
 
 def test_no_private_part_of_urllib3_is_needed(counting_server: CountingServer, client: S3Client) -> None:
     rest = client._runtime.rest
-    send = rest.try_send
-    rest.try_send = lambda request: _Opaque(send(request))  # type: ignore[method-assign, return-value, assignment]
+    send = rest._library._urlopen
+    rest._library._urlopen = lambda *args, **settings: _Opaque(send(*args, **settings))  # type: ignore[method-assign, return-value, assignment]
+    rest._connections._oddities = 1000
     assert client.get_object(counting_server.bucket, "big", start=5).read_all() == DATA[5:]
     counting_server.fault(operation="GetObject", cut=2 * MiB, times=2)
     assert client.get_object(counting_server.bucket, "big", end=PART).read_all() == DATA[:PART]
+
+
+def test_a_body_of_the_library_that_breaks_again_and_again_gets_there(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    client._runtime.rest._connections._oddities = 1000
+    for more in range(3):
+        counting_server.fault(operation="GetObject", cut=(more + 1) * MiB, times=1)
+    buffer = bytearray(PART)
+    assert client.get_object(counting_server.bucket, "big", start=7, end=7 + PART).read_into(buffer) == PART
+    assert buffer == DATA[7 : 7 + PART]
+
+
+# A key that goes the way of large ranges, whatever its size.
+ODD_KEY = "odd//key"
+
+
+def client_of(script: Script, **settings: Any) -> S3Client:
+    config = S3ClientConfig(
+        access_key_id="a", secret_access_key="b", **{"max_attempts": 3, "read_timeout": 5} | settings
+    )
+    return S3Client("us-east-1", endpoint=script.endpoint, s3client_config=config)
+
+
+@pytest.mark.parametrize("answer", WELL.values(), ids=WELL)
+def test_a_good_answer_comes_in_any_pieces(start_script: Callable[..., Script], answer: list[bytes]) -> None:
+    script = start_script(answer)
+    client = client_of(script)
+    for count in range(1, 4):
+        assert client.get_object("bucket", ODD_KEY).read_all() == BODY
+        assert script.requests == count
+    assert client._runtime.rest._connections.is_understood
+
+
+@pytest.mark.parametrize("answer", ODD.values(), ids=ODD)
+def test_an_odd_answer_is_never_taken_for_other_bytes(start_script: Callable[..., Script], answer: list[bytes]) -> None:
+    script = start_script(answer, answer)
+    client = client_of(script)
+    for _ in range(2):
+        with suppress(S3Exception):
+            assert client.get_object("bucket", ODD_KEY, etag='"e"').read_all() == BODY
+    script.answers.clear()
+    for _ in range(2):
+        assert client.get_object("bucket", ODD_KEY).read_all() == BODY
+
+
+@pytest.mark.parametrize("rest", [GOOD.replace(BODY, bytes(1000)), b"H"], ids=["all", "byte"])
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(
+    start_script: Callable[..., Script], rest: bytes
+) -> None:
+    script = start_script([GOOD, rest], keeps=True)
+    client = client_of(script)
+    for count in range(1, 4):
+        assert client.get_object("bucket", ODD_KEY).read_all() == BODY
+        wait_until(lambda count=count: script.answered >= count)  # type: ignore[misc]  # The rest has come.
+
+
+def test_a_connection_that_ended_while_idle_costs_nothing(start_script: Callable[..., Script]) -> None:
+    script = start_script([GOOD], [GOOD], [GOOD])
+    client = client_of(script, max_attempts=1)
+    for count in range(1, 5):
+        assert client.get_object("bucket", ODD_KEY).read_all() == BODY
+        assert script.requests == count
+
+
+def test_a_store_that_falls_silent_is_given_up(start_script: Callable[..., Script]) -> None:
+    script = start_script(*[[GOOD[: -len(BODY)]]] * 10, keeps=True)
+    client = client_of(script, max_attempts=2, read_timeout=0.5)
+    began = time.monotonic()
+    with pytest.raises(S3TimeoutError, match=r"s3://bucket/odd//key .* 2 attempts"):
+        client.get_object("bucket", ODD_KEY).read_all()
+    script.answers = [[GOOD[:50]]] * 10
+    with pytest.raises(S3TimeoutError, match=r"s3://bucket/odd//key .* 2 attempts"):
+        client.get_object("bucket", ODD_KEY).read_all()
+    assert time.monotonic() - began < 20
+
+
+def test_a_large_range_loads_no_library(run_program: Callable[..., str], counting_server: CountingServer) -> None:
+    counting_server.put("big", DATA)
+    program = """
+        import sys
+        client = make_client()
+        buffer = bytearray(2**24)
+        count = client.get_object(bucket, "big").read_into(buffer)
+        print(count, "urllib3" in sys.modules)
+    """
+    assert run_program(program, counting_server, counting_server.bucket).split() == [str(len(DATA)), "False"]
+
+
+def test_large_ranges_over_tls(make_client: Callable[..., S3Client]) -> None:
+    with start_seaweedfs(tls=True) as server:
+        bucket = server.create_bucket()
+        client = make_client(server, part_size=PART)
+        with client.put_object(bucket, "big") as stream:
+            stream.write(DATA)
+        for _ in range(3):
+            buffer = bytearray(len(DATA))
+            assert client.get_object(bucket, "big").read_into(buffer) == len(DATA)
+            assert buffer == DATA
+        assert any(client._runtime.rest._connections._idle.values())
+        stranger = make_client(server, ca_bundle=None, max_attempts=2)
+        with pytest.raises(S3Exception, match=r"s3://.*certificate"):
+            stranger.get_object(bucket, "big//odd").read_all()

@@ -64,9 +64,7 @@ def ranged_get(
     if etag is not None:
         headers["If-Match"] = etag
     query = {"versionId": target.version_id} if target.version_id else {}
-    return Request(
-        "GET", target.bucket, target.key, query=query, headers=headers, stream=True, attempts_made=attempts_made
-    )
+    return Request("GET", target.bucket, target.key, query=query, headers=headers, attempts_made=attempts_made)
 
 
 def range_of(target: Target, status: int, headers: Mapping[str, str]) -> tuple[int, int, int]:

@@ -1,34 +1,17 @@
-"""One HTTP/1.1 connection that never waits: a request at a time, and an answer whose small body is kept in one piece.
-
-It understands what an S3 store answers to a ranged GET when all is well, and refuses everything else, so that whoever
-uses it asks again by a library that knows the rest of HTTP.
-"""
+"""One HTTP/1.1 connection that never waits: a request at a time, and an answer whose small body is in one piece."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._loading import load
 from ._memory import Destination
+from ._wire import HEAD_END, LONGEST_HEAD, NotUnderstood, body_length, open_socket, parse_head
 
 if TYPE_CHECKING:
     import socket
     import ssl
-
-_STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?(?:\r\n|$)")
-_HEADER = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\r\n]*+)(?=\r\n|$)")
-# Others may come several times, as some stores' `Vary` does.
-_SINGLE = frozenset({"connection", "content-length", "content-range", "etag", "transfer-encoding"})
-_LENGTH = re.compile(r"[0-9]{1,15}")
-_HEAD_END = b"\r\n\r\n"
-_LONGEST_HEAD = 16 * 1024
-
-
-class NotUnderstood(Exception):
-    """The answer is none of those that are understood here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,35 +29,15 @@ class Reply:
     body: bytes | None
 
 
-def connect(host: str, port: int, timeout: float, tls: ssl.SSLContext | None) -> Connection:
-    """Open a connection; waits for the network.
+def connect(origin: str, timeout: float, tls: Callable[[], ssl.SSLContext]) -> Connection:
+    """Open a connection; see `open_socket`."""
+    opened = open_socket(origin, timeout, tls)
+    opened.setblocking(False)
+    if not origin.startswith("https:"):
+        return Connection(opened, (BlockingIOError,), is_tls=False)
+    import ssl
 
-    Args:
-        host: Name or address.
-        port: TCP port.
-        timeout: Seconds to wait for each step.
-        tls: How to trust the other side; None for no TLS.
-
-    Raises:
-        OSError: It cannot be reached or is not to be trusted.
-    """
-    load("socket", "encodings.idna")
-    import socket
-
-    plain = socket.create_connection((host, port), timeout)
-    try:
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls is None:
-            plain.setblocking(False)
-            return Connection(plain, (BlockingIOError,), is_tls=False)
-        import ssl
-
-        wrapped = tls.wrap_socket(plain, server_hostname=host.rstrip("."))  # which closes `plain` when it fails
-        wrapped.setblocking(False)
-        return Connection(wrapped, (BlockingIOError, ssl.SSLWantReadError), is_tls=True)
-    except BaseException:
-        plain.close()
-        raise
+    return Connection(opened, (BlockingIOError, ssl.SSLWantReadError), is_tls=True)
 
 
 class Connection:
@@ -154,9 +117,9 @@ class Connection:
         if self._early:
             scratch = bytearray(self._early) + scratch[:count]
             count = len(scratch)
-        end = scratch.find(_HEAD_END, 0, count)
+        end = scratch.find(HEAD_END, 0, count)
         if end < 0:
-            if count > _LONGEST_HEAD:
+            if count > LONGEST_HEAD:
                 raise NotUnderstood("a long head")
             self._early = bytes(scratch[:count])
             return
@@ -165,8 +128,8 @@ class Connection:
         if status >= 300:
             self._head = status, headers
             return
-        begin = end + len(_HEAD_END)
-        length = _length(headers)
+        begin = end + len(HEAD_END)
+        length = body_length(headers)
         if length > most or count - begin > length:
             raise NotUnderstood("more bytes than were asked for")
         destination, self._body = Destination.of_new_bytes(length)
@@ -181,41 +144,3 @@ class Connection:
         reply = Reply(status, headers, self._body if status < 300 else None)
         self._head, self._body, self._view, self._filled = None, b"", memoryview(b""), 0
         return reply
-
-
-def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
-    """Read the status line and the headers of an answer.
-
-    https://www.rfc-editor.org/rfc/rfc9112
-
-    Args:
-        head: Everything before the empty line.
-
-    Returns:
-        The status, and the headers by their names in lower case.
-
-    Raises:
-        NotUnderstood: It is an interim answer, or of an older HTTP, or has a header over several lines, or one that
-            counts twice.
-    """
-    text = head.decode("latin-1")
-    status = _STATUS_LINE.match(text)
-    found = _HEADER.findall(text)
-    headers = {name.lower(): value.rstrip(" \t") for name, value in found}
-    if status is None or len(found) != text.count("\n"):
-        raise NotUnderstood("no simple answer of HTTP/1.1")
-    if len(headers) != len(found) and _SINGLE.intersection(_repeated(found)):
-        raise NotUnderstood("a header that counts came twice")
-    return int(status[1]), headers
-
-
-def _repeated(found: list[tuple[str, str]]) -> set[str]:
-    counts = Counter(name.lower() for name, _ in found)
-    return {name for name, count in counts.items() if count > 1}
-
-
-def _length(headers: dict[str, str]) -> int:
-    length = headers.get("content-length", "")
-    if "transfer-encoding" in headers or _LENGTH.fullmatch(length) is None:
-        raise NotUnderstood("a body without an announced length")
-    return int(length)

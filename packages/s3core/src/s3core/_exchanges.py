@@ -17,11 +17,11 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
-from ._config import KiB
-from ._connection import Connection, NotUnderstood, Reply
+from ._connection import Connection, Reply
 from ._loading import load
 from ._plan import SMALL_RANGE
 from ._pool import Pool
+from ._wire import USUAL_HEAD, NotUnderstood, is_last
 
 if TYPE_CHECKING:
     import selectors
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("s3core")
 
-# For a head and the beginning of the body, which is copied from there; the rest of it is read into place.
-_SCRATCH = 4 * KiB
 # A connection that was idle for longer may have been forgotten on the way, without a word.
 _LONGEST_IDLE_SECONDS = 30.0
 _SWEEP_SECONDS = 1.0
@@ -190,7 +188,7 @@ class _Watcher:
         import socket
 
         try:
-            self._scratch = bytearray(_SCRATCH)
+            self._scratch = bytearray(USUAL_HEAD)
             bell, ear = socket.socketpair()
             with bell, ear, selectors.DefaultSelector() as self._selector:
                 try:
@@ -348,7 +346,7 @@ class _Watcher:
 
     def _keep(self, line: _Line, reply: Reply) -> None:
         """Let a connection be used again, if it can be."""
-        if reply.body is None or reply.headers.get("connection", "").lower() == "close":
+        if reply.body is None or is_last(reply.headers):
             self._drop(line, 0)
         else:
             line.is_used = True

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from ._exceptions import S3Exception
 from ._head import Target, head
 from ._headers import checksum_headers, checksum_of, customer_key_headers
+from ._library import Pieces
 from ._pool import wait_for
-from ._rest import Pieces, Refused, Request
+from ._rest import Refused, Request
 from ._xml import Document, completion_document
 
 if TYPE_CHECKING:

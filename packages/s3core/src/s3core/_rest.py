@@ -1,22 +1,21 @@
-"""Signed S3 requests of our own: for every write, for listings, and for keys that obstore cannot say.
+"""Signed S3 requests of our own: for every write, for listings, and for large ranges and odd keys.
 
-The requests go through urllib3 and carry no more than is written here: no environment variable or config file changes
-them.
+Large ranges go by connections of our own, everything else by urllib3.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING, Protocol, TypeVar
+from urllib.parse import quote
 
 from ._address import Address
+from ._connections import Connections
 from ._credentials import Credentials
 from ._errors import (
     OUTDATED_KEYS_CODES,
@@ -30,10 +29,12 @@ from ._errors import (
     timeout_error,
 )
 from ._exceptions import S3ConnectionError, S3Exception
+from ._library import Library, Pieces
 from ._loading import load, loading
 from ._settings import proxy_for
 from ._signature import sign
 from ._uri import uri_of
+from ._wire import NotUnderstood, get_request
 
 if TYPE_CHECKING:
     import ssl
@@ -44,12 +45,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("s3core")
 
-# With what sockets and headers import by themselves when they are first used.
-_LIBRARIES = ("urllib3", "urllib3.exceptions", "encodings.idna", "email.utils")
-Pieces = Sequence[bytes | bytearray | memoryview]
-
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
+_AWS = "https://s3.us-east-1.amazonaws.com"
 _REGION_HEADER = "x-amz-bucket-region"
 _PASSING_CODES = frozenset({"InternalError", "ServiceUnavailable", "SlowDown"})
 
@@ -66,7 +64,6 @@ class Request:
         headers: Headers beside those of the signature.
         body: The body, whole or in pieces, kept unchanged until the answer is there.
         what: The operation's name for messages; the method if empty.
-        stream: Leave the body of a good answer unread.
         stop: When this is set, no further attempt is made.
         attempts_made: How many attempts were made before, elsewhere.
     """
@@ -78,7 +75,6 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | Pieces | None = None
     what: str = ""
-    stream: bool = False
     stop: threading.Event | None = None
     attempts_made: int = 0
 
@@ -106,6 +102,44 @@ class Refused(Exception):
         return error_for(self.failure, self.request.operation, self.request.uri)
 
 
+class Answered(Protocol):
+    """The head of an answer."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By their names in lower case, or in any."""
+
+
+class Reply(Answered, Protocol):
+    """An answer whose body is to come."""
+
+    @property
+    def tells_count(self) -> bool:
+        """Whether `readinto` fails only when it has put nothing into place."""
+
+    def readinto(self, place: memoryview) -> int:
+        """Fill memory with what comes next; no bytes where the connection ended."""
+
+    def read_error(self) -> bytes:
+        """Read the body of an error, if it is a short one."""
+
+    def interrupt(self) -> None:
+        """Have a call of `readinto` that waits return or fail at once; for any thread."""
+
+    def release(self) -> None:
+        """Let the connection be used again: the body was read."""
+
+    def close(self) -> None:
+        """End the connection, unless it was released."""
+
+
+A = TypeVar("A", bound=Answered)
+
+
 class RestClient:
     """Sends requests, with retries, renewed credentials and corrected regions.
 
@@ -115,16 +149,14 @@ class RestClient:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._lock = threading.Lock()
-        self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
+        config = runtime.config
         self._proxies: dict[str, str | None] = {}
         self._tls: ssl.SSLContext | None = None
+        self._library = Library(runtime.settings, self.proxy)
+        self._connections = Connections(config.concurrency, config.connect_timeout, config.read_timeout, self.tls)
 
     def send(self, request: Request) -> urllib3.BaseHTTPResponse:
-        """Send a request and translate an error answer.
-
-        Returns:
-            The answer, its body read unless the request says `stream`.
+        """Send a request, read the answer, and translate an error.
 
         Raises:
             S3Exception: It failed in every attempt.
@@ -135,15 +167,45 @@ class RestClient:
             raise refused.translated() from None
 
     def try_send(self, request: Request) -> urllib3.BaseHTTPResponse:
-        """Send a request and leave an error answer to the caller.
+        """Send a request, read the answer, and leave an error to the caller.
 
         Raises:
             Refused: The store answered with an error, for good.
             S3Exception: No answer came.
         """
-        load(*_LIBRARIES)
-        import urllib3.exceptions as http
 
+        def once(address: Address, keys: Credentials | None) -> urllib3.BaseHTTPResponse:
+            target, headers = self.prepare(request, address, keys)
+            return self._library.send(request.method, address.origin, target, headers, request.body)
+
+        return self._in_attempts(request, once, lambda response: response.data)
+
+    def try_open(self, request: Request) -> Reply:
+        """Send a GET and wait for the head of the answer.
+
+        Raises:
+            Refused: The store answered with an error, for good.
+            S3Exception: No answer came.
+        """
+
+        def once(address: Address, keys: Credentials | None) -> Reply:
+            target, headers = self.prepare(request, address, keys)
+            if self._connections.is_understood and self.proxy(address.origin) is None:
+                try:
+                    return self._connections.open(address.origin, get_request(target, address.host, headers))
+                except (NotUnderstood, ValueError) as error:
+                    logger.debug("an answer of %s is asked for in another way: %s", address.origin, error)
+            return self._library.open(address.origin, target, headers)
+
+        return self._in_attempts(request, once, lambda reply: reply.read_error())
+
+    def _in_attempts(
+        self,
+        request: Request,
+        once: Callable[[Address, Credentials | None], A],
+        body_of: Callable[[A], bytes],
+    ) -> A:
+        """Send a request until there is an answer that is no error, or no hope of one."""
         attempts = self._runtime.config.max_attempts
         corrections = 2  # One new region, one new set of credentials.
         attempt = request.attempts_made
@@ -153,26 +215,33 @@ class RestClient:
             attempt += 1
             address = self._runtime.address(request.bucket)
             keys = self._runtime.keys()
+            started = time.perf_counter()
+            status: int | str = "no answer"
             try:
-                response = self._send_once(request, address, keys, attempt)
-            except (http.HTTPError, OSError) as error:
-                if attempt >= attempts or _is_hopeless(error):
-                    # urllib3 counts a refused connection among the timeouts.
-                    late = isinstance(error, http.TimeoutError | TimeoutError)
-                    late = late and not isinstance(error, http.NewConnectionError)
-                    make = timeout_error if late else connection_error
-                    raise make(request.operation, request.uri, _words(error), attempt) from error
+                answer = once(address, keys)
+                status = answer.status
+                if status < 300:
+                    return answer
+                body = body_of(answer)
+            except OSError as error:
+                reason = error.strerror or str(error) or type(error).__name__
+                if attempt >= attempts or "CERTIFICATE_VERIFY_FAILED" in reason:
+                    make = timeout_error if isinstance(error, TimeoutError) else connection_error
+                    raise make(request.operation, request.uri, reason, attempt) from error
             else:
-                if response.status < 300:
-                    return response
-                failure = parse_failure(response.status, response.data, response.headers.get(_REGION_HEADER))
+                failure = parse_failure(status, body, answer.headers.get(_REGION_HEADER))
                 if corrections and self._correct(request, failure, keys, address):
                     corrections -= 1
                     attempt -= 1
                     continue
-                passes = response.status in RETRIED_STATUSES or failure.code in RETRIED_CODES
+                passes = status in RETRIED_STATUSES or failure.code in RETRIED_CODES
                 if not passes or attempt >= attempts:
                     raise Refused(failure, request)
+            finally:
+                if logger.isEnabledFor(logging.DEBUG):
+                    took = 1000 * (time.perf_counter() - started)
+                    words = request.operation, request.uri, attempt, status, took
+                    logger.debug("%s %s attempt %d: %s in %.1f ms", *words)
             back_off(attempt, request.stop)
             if request.stop is not None and request.stop.is_set():
                 raise S3Exception(f"{request.operation} of {request.uri} was given up")
@@ -210,16 +279,13 @@ class RestClient:
             S3Exception: AWS cannot be reached, or names no region.
         """
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html: the header comes without permission too.
-        load(*_LIBRARIES)
-        import urllib3.exceptions as http
-
         try:
-            response = self._pool("https://s3.us-east-1.amazonaws.com").urlopen(
-                "HEAD", f"/{quote(bucket)}", headers={"User-Agent": self._runtime.settings.user_agent}, redirect=False
+            response = self._library.send(
+                "HEAD", _AWS, f"/{quote(bucket)}", {"User-Agent": self._runtime.settings.user_agent}
             )
-        except (http.HTTPError, OSError) as error:
+        except OSError as error:
             raise S3ConnectionError(
-                f"the region of s3://{bucket} is unknown and AWS cannot be asked ({_words(error)}); "
+                f"the region of s3://{bucket} is unknown and AWS cannot be asked ({error}); "
                 "set region, AWS_REGION or, for a store that is not AWS, endpoint"
             ) from error
         region = response.headers.get(_REGION_HEADER)
@@ -246,46 +312,6 @@ class RestClient:
         if failure.region and (wrong_region or (failure.status == 400 and request.method == "HEAD")):
             return self._runtime.correct_region(request.bucket, failure.region, address.region)
         return False
-
-    def _send_once(
-        self, request: Request, address: Address, keys: Credentials | None, attempt: int
-    ) -> urllib3.BaseHTTPResponse:
-        target, headers = self.prepare(request, address, keys)
-        pool = self._pool(address.origin)
-        if pool.proxy is not None and address.origin.startswith("http:"):
-            # A proxy is told the whole URL, of which urllib3 would collapse dot segments; TLS goes through a tunnel.
-            # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
-            target = f"{address.origin}{_DOT_SEGMENT.sub(_escape_dots, target)}"
-            headers = {**headers, **pool.proxy_headers}
-        started = time.perf_counter()
-        status: int | str = "no answer"
-        try:
-            response = pool.urlopen(
-                request.method,
-                target,
-                body=request.body,  # type: ignore[arg-type]  # urllib3 sends the items of any iterable.
-                headers=headers,
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                preload_content=not request.stream,
-                decode_content=False,
-                enforce_content_length=True,  # not urllib3 1.26's default: a cut body would pass for a whole one
-            )
-            if request.stream and response.status >= 300:
-                response.read(cache_content=True)  # for `data`
-                response.release_conn()
-            status = response.status
-            return response
-        finally:
-            logger.debug(
-                "%s %s attempt %d: %s in %.1f ms",
-                request.operation,
-                request.uri,
-                attempt,
-                status,
-                1000 * (time.perf_counter() - started),
-            )
 
     def prepare(self, request: Request, address: Address, keys: Credentials | None) -> tuple[str, dict[str, str]]:
         """Say what a request is on the wire.
@@ -325,7 +351,7 @@ class RestClient:
         return self._proxies[origin]
 
     def tls(self) -> ssl.SSLContext:
-        """Whom exchanges trust: the certificates of the settings, or the system's; urllib3 has contexts of its own."""
+        """Whom our own connections trust: the certificates of the settings, or the system's."""
         load("ssl")
         import ssl
 
@@ -334,51 +360,6 @@ class RestClient:
                 self._tls = ssl.create_default_context(cafile=self._runtime.settings.ca_bundle)
                 self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
-
-    def _pool(self, origin: str) -> urllib3.HTTPConnectionPool:
-        with self._lock:
-            pool = self._pools.get(origin)
-            if pool is None:
-                pool = self._pools[origin] = self._make_pool(origin)
-            return pool
-
-    def _make_pool(self, origin: str) -> urllib3.HTTPConnectionPool:
-        import urllib3
-
-        config = self._runtime.config
-        options: dict[str, Any] = {
-            "maxsize": config.concurrency,
-            "timeout": urllib3.Timeout(connect=config.connect_timeout, read=config.read_timeout),
-        }
-        if self._runtime.settings.ca_bundle is not None:
-            options["ca_certs"] = self._runtime.settings.ca_bundle
-        if origin.startswith("https"):
-            load("ssl")
-            import ssl
-
-            with loading:
-                ssl.SSLContext(
-                    ssl.PROTOCOL_TLS_CLIENT
-                )  # The first one starts OpenSSL, which no child may inherit half.
-        proxy = self.proxy(origin)
-        manager: urllib3.PoolManager
-        if proxy is None:
-            manager = urllib3.PoolManager(**options)
-        else:
-            parts = urlsplit(proxy)
-            if parts.username:
-                options["proxy_headers"] = urllib3.make_headers(
-                    proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-                )
-            manager = urllib3.ProxyManager(proxy, **options)
-        return manager.connection_from_url(origin)
-
-
-_DOT_SEGMENT = re.compile(r"(?<=/)\.{1,2}(?=[/?]|$)")
-
-
-def _escape_dots(segment: re.Match[str]) -> str:
-    return segment.group().replace(".", "%2E")
 
 
 def back_off(attempt: int, stop: threading.Event | None = None) -> None:
@@ -395,16 +376,3 @@ def back_off(attempt: int, stop: threading.Event | None = None) -> None:
         time.sleep(seconds)
     else:
         stop.wait(seconds)
-
-
-def _is_hopeless(error: BaseException) -> bool:
-    """Whether another attempt cannot help: the certificate is refused, the host has no address."""
-    import urllib3.exceptions as http
-
-    return isinstance(error, http.SSLError | http.LocationValueError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
-
-
-def _words(error: BaseException) -> str:
-    """The reason without object addresses."""
-    text = str(error)
-    return text.partition(">: ")[2] or text.partition(": ")[2] or text or type(error).__name__

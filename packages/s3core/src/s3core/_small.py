@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from ._answer import check_range, range_of, ranged_get
 from ._connection import Connection, Reply, connect
@@ -17,6 +16,7 @@ from ._head import Target, info_of_headers
 from ._info import ObjectInfo
 from ._outcome import Outcome
 from ._plan import SMALL_RANGE
+from ._wire import get_request
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -108,26 +108,13 @@ class SmallRange:
 
     def connect(self) -> Connection:
         """Open a connection to the store."""
-        parts = urlsplit(self.origin)
-        is_tls = parts.scheme == "https"
-        tls = self._runtime.rest.tls() if is_tls else None
-        port = parts.port or (443 if is_tls else 80)
-        return connect(parts.hostname or "", port, self._runtime.config.connect_timeout, tls)
+        return connect(self.origin, self._runtime.config.connect_timeout, self._runtime.rest.tls)
 
     def request(self) -> bytes:
         """The signed request on the wire."""
         ranged = ranged_get(self._runtime, self._target, self._start, self._end, self._etag)
         target, headers = self._runtime.rest.prepare(ranged, self._address, self._keys)
-        lines = [
-            f"GET {target} HTTP/1.1",
-            f"Host: {self._address.host}",
-            "Accept-Encoding: identity",
-            *[f"{name}: {value}" for name, value in headers.items()],
-        ]
-        wire = "\r\n".join(lines)
-        if wire.count("\n") != len(lines) - 1 or wire.count("\r") != len(lines) - 1:
-            raise ValueError("a header has a line end")
-        return f"{wire}\r\n\r\n".encode("latin-1")
+        return get_request(target, self._address.host, headers)
 
     def on_reply(self, reply: Reply) -> None:
         """Take the bytes, if they are the right ones."""

@@ -1,0 +1,170 @@
+"""Connections for large ranges: each of one thread at a time, and then of the next."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ._config import KiB
+from ._waiting_connection import WaitingConnection
+from ._wire import NotUnderstood, is_last, open_socket
+
+if TYPE_CHECKING:
+    import ssl
+
+# A connection that was idle for longer may have been forgotten on the way, without a word.
+_LONGEST_IDLE_SECONDS = 30.0
+_MOST_ODDITIES = 8
+_LONGEST_ERROR = 64 * KiB
+
+
+class Connections:
+    """Opens connections, and keeps those that can be used again; what is idle is closed when this is dropped.
+
+    Args:
+        most: The most idle ones of an origin.
+        connect_timeout: Seconds to wait for each step of opening one.
+        read_timeout: Seconds to wait for the next bytes.
+        tls: Says whom to trust.
+    """
+
+    def __init__(
+        self, most: int, connect_timeout: float, read_timeout: float, tls: Callable[[], ssl.SSLContext]
+    ) -> None:
+        self._most = most
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._tls = tls
+        # Since when each is idle; the ones that were used last are taken first. Nothing here waits for a lock.
+        self._idle: dict[str, deque[tuple[float, WaitingConnection]]] = {}
+        self._oddities = 0  # Answers in a row that were not understood.
+        weakref.finalize(self, _close_all, self._idle).atexit = False
+
+    @property
+    def is_understood(self) -> bool:
+        """Whether answers have not been odd, again and again: then it is no use to ask in this way."""
+        return self._oddities < _MOST_ODDITIES
+
+    def open(self, origin: str, request: bytes) -> OwnReply:
+        """Send a request and wait for the head of the answer.
+
+        Args:
+            origin: Scheme, host and port.
+            request: The bytes to send.
+
+        Raises:
+            NotUnderstood: The answer is none that is understood here.
+            OSError: None came.
+        """
+        while True:
+            connection = self._take_idle(origin)
+            is_new = connection is None
+            if connection is None:
+                opened = open_socket(origin, self._connect_timeout, self._tls)
+                connection = WaitingConnection(opened, self._read_timeout, is_tls=origin.startswith("https:"))
+            try:
+                status, headers = connection.ask(request)
+            except BaseException as error:
+                connection.close()
+                if isinstance(error, NotUnderstood):
+                    self._oddities += 1
+                elif isinstance(error, OSError) and not (
+                    is_new or connection.has_begun or isinstance(error, TimeoutError)
+                ):
+                    continue  # The store had ended it while it was idle.
+                raise
+            self._oddities = 0
+            return OwnReply(self, origin, connection, status, headers)
+
+    def keep(self, origin: str, connection: WaitingConnection, headers: Mapping[str, str]) -> None:
+        """Let a connection be used again, if it can be; otherwise close it.
+
+        Args:
+            origin: Where it leads.
+            connection: It.
+            headers: Those of its last answer.
+        """
+        idle = self._idle.setdefault(origin, deque())
+        if connection.left or is_last(headers) or len(idle) >= self._most:
+            connection.close()
+        else:
+            idle.append((time.monotonic(), connection))
+
+    def _take_idle(self, origin: str) -> WaitingConnection | None:
+        idle = self._idle.get(origin)
+        oldest = time.monotonic() - _LONGEST_IDLE_SECONDS
+        with suppress(IndexError):
+            while idle is not None:
+                since, connection = idle.pop()
+                if since > oldest and connection.is_quiet():
+                    return connection
+                connection.close()
+        return None
+
+
+class OwnReply:
+    """An answer whose body is to come on a connection of our own.
+
+    Args:
+        connections: Where that came from.
+        origin: Where it leads.
+        connection: It.
+        status: The answer's status.
+        headers: Its headers, by their names in lower case.
+    """
+
+    tells_count = True  # how much came before a read failed
+
+    def __init__(
+        self, connections: Connections, origin: str, connection: WaitingConnection, status: int, headers: dict[str, str]
+    ) -> None:
+        self._connections = connections
+        self._origin = origin
+        self._connection: WaitingConnection | None = connection
+        self.status = status
+        self.headers: Mapping[str, str] = headers
+
+    def readinto(self, place: memoryview) -> int:
+        """Fill memory with what comes next; fewer bytes than it takes where the connection or the body ended."""
+        return self._connection.readinto(place) if self._connection is not None else 0
+
+    def read_error(self) -> bytes:
+        """Read the body of an error, if it is a short one."""
+        connection = self._connection
+        try:
+            if connection is None or connection.left > _LONGEST_ERROR:
+                return b""
+            body = bytearray(connection.left)
+            count = connection.readinto(memoryview(body))
+            self.release()
+            return bytes(body[:count])
+        finally:
+            self.close()
+
+    def interrupt(self) -> None:
+        """Have a call of `readinto` that waits return or fail at once; for any thread."""
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
+
+    def release(self) -> None:
+        """Let the connection be used again: the body was read."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._connections.keep(self._origin, connection, self.headers)
+
+    def close(self) -> None:
+        """End the connection, unless it was released."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _close_all(idle: dict[str, deque[tuple[float, WaitingConnection]]]) -> None:
+    for connections in idle.values():
+        for _, connection in connections:
+            connection.close()

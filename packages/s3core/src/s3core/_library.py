@@ -1,0 +1,210 @@
+"""HTTP by urllib3, which knows all of it: for every write, for listings, through proxies, and for odd answers.
+
+It carries no more than it is given: no environment variable or config file changes a request.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from ._loading import load, loading
+from ._settings import Settings
+
+if TYPE_CHECKING:
+    import urllib3
+
+T = TypeVar("T")
+
+# With what sockets and headers import by themselves when they are first used.
+_LIBRARIES = ("urllib3", "urllib3.exceptions", "encodings.idna", "email.utils")
+Pieces = Sequence[bytes | bytearray | memoryview]
+
+
+class Library:
+    """Sends requests, each once, on connections that are used again.
+
+    Args:
+        settings: Timeouts, certificates, how many connections to keep.
+        proxy: Tells the proxy of an origin.
+    """
+
+    def __init__(self, settings: Settings, proxy: Callable[[str], str | None]) -> None:
+        self._settings = settings
+        self._proxy = proxy
+        self._lock = threading.Lock()
+        self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
+
+    def send(
+        self, method: str, origin: str, target: str, headers: Mapping[str, str], body: bytes | Pieces | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request and read the answer.
+
+        Args:
+            method: HTTP method.
+            origin: Scheme, host and port.
+            target: Path and query, percent-encoded.
+            headers: All but `Host`.
+            body: The body, whole or in pieces.
+
+        Raises:
+            OSError: No whole answer came.
+        """
+        return self._urlopen(method, origin, target, headers, body, preload_content=True)
+
+    def open(self, origin: str, target: str, headers: Mapping[str, str]) -> LibraryReply:
+        """Send a GET and wait for the head of the answer; see `send`."""
+        return LibraryReply(self._urlopen("GET", origin, target, headers, None, preload_content=False))
+
+    def _urlopen(
+        self,
+        method: str,
+        origin: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | Pieces | None,
+        *,
+        preload_content: bool,
+    ) -> urllib3.BaseHTTPResponse:
+        load(*_LIBRARIES)
+        pool = self._pool(origin)
+        headers = dict(headers)
+        if pool.proxy is not None and origin.startswith("http:"):
+            # A proxy is told the whole URL, of which urllib3 would collapse dot segments; TLS goes through a tunnel.
+            # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
+            target = f"{origin}{_DOT_SEGMENT.sub(_escape_dots, target)}"
+            headers |= pool.proxy_headers
+        return _translated(
+            lambda: pool.urlopen(
+                method,
+                target,
+                body=body,  # type: ignore[arg-type]  # urllib3 sends the items of any iterable.
+                headers=headers,
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=preload_content,
+                decode_content=False,
+                enforce_content_length=True,  # not urllib3 1.26's default: a cut body would pass for a whole one
+            )
+        )
+
+    def _pool(self, origin: str) -> urllib3.HTTPConnectionPool:
+        with self._lock:
+            pool = self._pools.get(origin)
+            if pool is None:
+                pool = self._pools[origin] = self._make_pool(origin)
+            return pool
+
+    def _make_pool(self, origin: str) -> urllib3.HTTPConnectionPool:
+        import urllib3
+
+        config = self._settings.config
+        options: dict[str, Any] = {
+            "maxsize": config.concurrency,
+            "timeout": urllib3.Timeout(connect=config.connect_timeout, read=config.read_timeout),
+        }
+        if self._settings.ca_bundle is not None:
+            options["ca_certs"] = self._settings.ca_bundle
+        if origin.startswith("https"):
+            load("ssl")
+            import ssl
+
+            with loading:  # The first one starts OpenSSL, which no child may inherit half.
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        proxy = self._proxy(origin)
+        manager: urllib3.PoolManager
+        if proxy is None:
+            manager = urllib3.PoolManager(**options)
+        else:
+            parts = urlsplit(proxy)
+            if parts.username:
+                options["proxy_headers"] = urllib3.make_headers(
+                    proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+                )
+            manager = urllib3.ProxyManager(proxy, **options)
+        return manager.connection_from_url(origin)
+
+
+class LibraryReply:
+    """An answer whose body is to come.
+
+    Args:
+        response: It.
+    """
+
+    tells_count = False  # how much a read that fails has put into place
+
+    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+        import http.client
+
+        self._response = response
+        # urllib3's own `readinto` reads into new memory and copies.
+        raw: Any = getattr(response, "_fp", None)
+        self._raw = raw if isinstance(raw, http.client.HTTPResponse) else response
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    def readinto(self, place: memoryview) -> int:
+        """Fill memory with what comes next; no bytes where the connection ended."""
+        count: int = _translated(lambda: self._raw.readinto(place))
+        return count
+
+    def read_error(self) -> bytes:
+        """Read the whole body."""
+        body: bytes = _translated(self._response.read)
+        self._response.release_conn()
+        return body
+
+    def interrupt(self) -> None:
+        """Have a call of `readinto` that waits return or fail at once; for any thread."""
+        import socket
+
+        # Beneath TLS, which has a `shutdown` of its own. It may have ended by itself just now.
+        with (
+            suppress(OSError, ValueError, AttributeError),
+            socket.fromfd(self._raw.fileno(), socket.AF_INET, socket.SOCK_STREAM) as connection,
+        ):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Let the connection be used again: the body was read."""
+        from urllib3.util.response import is_fp_closed
+
+        if is_fp_closed(self._raw):  # and not before the end of a chunked body
+            self._response.release_conn()
+
+    def close(self) -> None:
+        """End the connection, unless it was released."""
+        self._response.close()
+
+
+def _translated(call: Callable[[], T]) -> T:
+    """Make an `OSError` of every way in which a connection fails."""
+    import http.client
+
+    import urllib3.exceptions as http_errors
+
+    try:
+        return call()
+    except (http_errors.HTTPError, http.client.HTTPException) as error:
+        # urllib3 counts a refused connection among the timeouts.
+        is_late = isinstance(error, http_errors.TimeoutError) and not isinstance(error, http_errors.NewConnectionError)
+        raise (TimeoutError if is_late else ConnectionError)(_words(error)) from error
+
+
+def _words(error: BaseException) -> str:
+    """The reason without object addresses."""
+    text = str(error)
+    return text.partition(">: ")[2] or text.partition(": ")[2] or text or type(error).__name__
+
+
+_DOT_SEGMENT = re.compile(r"(?<=/)\.{1,2}(?=[/?]|$)")
+
+
+def _escape_dots(segment: re.Match[str]) -> str:
+    return segment.group().replace(".", "%2E")

@@ -1,0 +1,138 @@
+"""One HTTP/1.1 connection that a thread waits on: a request at a time, and an answer whose body is read into place."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ._wire import HEAD_END, LONGEST_HEAD, USUAL_HEAD, NotUnderstood, body_length, parse_head
+
+if TYPE_CHECKING:
+    import socket
+
+T = TypeVar("T")
+
+
+class WaitingConnection:
+    """An open connection; all but `interrupt` is for one thread at a time.
+
+    Where there is no TLS, a body is one call of the system, which neither Python nor its lock interrupts: of 1 GiB into
+    memory that is mapped, 2 cores shared with the server got 2.8 GB/s this way and 2.0 by `http.client`, for 0.28 and
+    0.51 s of CPU time.
+
+    Args:
+        connection: The socket.
+        timeout: Seconds to wait for the next bytes.
+        is_tls: Whether it is a TLS socket.
+    """
+
+    def __init__(self, connection: socket.socket, timeout: float, *, is_tls: bool) -> None:
+        import socket
+
+        self._socket = connection
+        self._is_tls = is_tls
+        self._flags = 0
+        if is_tls or sys.platform == "win32":
+            connection.settimeout(timeout)
+        else:
+            connection.settimeout(None)
+            limit = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            self._flags = socket.MSG_WAITALL
+        self._early = memoryview(b"")
+        self.left = 0  # Bytes of the body that are still to come.
+        self.has_begun = False  # Whether a part of the answer has come.
+
+    def ask(self, request: bytes) -> tuple[int, dict[str, str]]:
+        """Send a request and wait for the head of the answer.
+
+        Returns:
+            Status and headers, by their names in lower case.
+
+        Raises:
+            NotUnderstood: It is none that is understood here; the connection is of no more use.
+            OSError: The connection broke, or nothing came in time.
+        """
+        self.has_begun = False
+        _in_time(self._socket.sendall, request)
+        scratch = bytearray(USUAL_HEAD)
+        head = b""
+        while (end := head.find(HEAD_END)) < 0:
+            if len(head) > LONGEST_HEAD:
+                raise NotUnderstood("a long head")
+            count = _in_time(self._socket.recv_into, scratch)
+            if not count:
+                raise ConnectionError("the connection ended")
+            self.has_begun = True
+            head += scratch[:count]
+        status, headers = parse_head(head[:end])
+        length = body_length(headers)
+        self._early = memoryview(head)[end + len(HEAD_END) :]
+        if len(self._early) > length:
+            raise NotUnderstood("more bytes than were announced")
+        self.left = length
+        return status, headers
+
+    def readinto(self, place: memoryview) -> int:
+        """Fill memory with what comes next of the body.
+
+        Returns:
+            How many bytes came: fewer than there is room for, and than are left, where the connection broke.
+
+        Raises:
+            OSError: It broke before a byte came.
+        """
+        place = place[: self.left]
+        filled = min(len(self._early), len(place))
+        place[:filled] = self._early[:filled]
+        self._early = self._early[filled:]
+        try:
+            while filled < len(place):
+                count = _in_time(self._socket.recv_into, place[filled:], 0, self._flags)
+                if not count:
+                    break
+                filled += count
+        except OSError:
+            if not filled:
+                raise
+        self.left -= filled
+        return filled
+
+    def is_quiet(self) -> bool:
+        """Whether it is still open, and nothing came that nobody asked for and that would be taken for an answer."""
+        import select
+
+        try:
+            if self._is_tls and self._socket.pending():  # type: ignore[attr-defined]
+                return False
+            if hasattr(select, "poll"):  # `select` knows no descriptors above 1023.
+                poll = select.poll()
+                poll.register(self._socket, select.POLLIN)
+                return not poll.poll(0)
+            return not select.select([self._socket], [], [], 0)[0]
+        except (OSError, ValueError):
+            return False
+
+    def interrupt(self) -> None:
+        """Have a call that waits return or fail at once; for any thread."""
+        import socket
+
+        # Beneath TLS, which has a `shutdown` of its own. It may have ended by itself just now.
+        with suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close it; harmless when called again."""
+        self._socket.close()
+
+
+def _in_time(call: Callable[..., T], *arguments: Any) -> T:
+    """Call it a timeout when the system's own ends a call."""
+    try:
+        return call(*arguments)
+    except BlockingIOError as error:
+        raise TimeoutError("the store sent nothing in time") from error

@@ -1,0 +1,131 @@
+"""HTTP/1.1 as connections of our own speak it: a GET, and what an S3 store answers to it when all is well.
+
+Everything else is refused, so that whoever asked asks again by a library that knows the rest of HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ._loading import load
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+
+HEAD_END = b"\r\n\r\n"
+LONGEST_HEAD = 16 * 1024
+# For a usual head, and the beginning of the body, which is copied from there; the rest of it is read into place.
+USUAL_HEAD = 4 * 1024
+
+_STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?(?:\r\n|$)")
+_HEADER = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\r\n]*+)(?=\r\n|$)")
+# Others may come several times, as some stores' `Vary` does.
+_SINGLE = frozenset({"connection", "content-length", "content-range", "etag", "transfer-encoding"})
+_LENGTH = re.compile(r"[0-9]{1,15}")
+
+
+class NotUnderstood(Exception):
+    """The answer is none of those that are understood here."""
+
+
+def open_socket(origin: str, timeout: float, tls: Callable[[], ssl.SSLContext]) -> socket.socket:
+    """Connect to an origin; waits for the network.
+
+    Args:
+        origin: Scheme, host and port.
+        timeout: Seconds to wait for each step.
+        tls: How to trust the other side, asked where there is TLS.
+
+    Raises:
+        OSError: It cannot be reached or is not to be trusted.
+    """
+    load("socket", "encodings.idna")
+    import socket
+
+    parts = urlsplit(origin)
+    host, is_tls = parts.hostname or "", parts.scheme == "https"
+    plain = socket.create_connection((host, parts.port or (443 if is_tls else 80)), timeout)
+    try:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not is_tls:
+            return plain
+        return tls().wrap_socket(plain, server_hostname=host.rstrip("."))  # which closes `plain` when it fails
+    except BaseException:
+        plain.close()
+        raise
+
+
+def get_request(target: str, host: str, headers: Mapping[str, str]) -> bytes:
+    """A GET on the wire.
+
+    Args:
+        target: Path and query.
+        host: The `Host` header.
+        headers: The others.
+
+    Raises:
+        ValueError: One of them has a line end.
+    """
+    lines = [
+        f"GET {target} HTTP/1.1",
+        f"Host: {host}",
+        "Accept-Encoding: identity",
+        *[f"{name}: {value}" for name, value in headers.items()],
+    ]
+    wire = "\r\n".join(lines)
+    if wire.count("\n") != len(lines) - 1 or wire.count("\r") != len(lines) - 1:
+        raise ValueError("a header has a line end")
+    return f"{wire}\r\n\r\n".encode("latin-1")
+
+
+def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
+    """Read the status line and the headers of an answer.
+
+    https://www.rfc-editor.org/rfc/rfc9112
+
+    Args:
+        head: Everything before the empty line.
+
+    Returns:
+        The status, and the headers by their names in lower case.
+
+    Raises:
+        NotUnderstood: It is an interim answer, or of an older HTTP, or has a header over several lines, or one that
+            counts twice.
+    """
+    text = head.decode("latin-1")
+    status = _STATUS_LINE.match(text)
+    found = _HEADER.findall(text)
+    headers = {name.lower(): value.rstrip(" \t") for name, value in found}
+    if status is None or len(found) != text.count("\n"):
+        raise NotUnderstood("no simple answer of HTTP/1.1")
+    if len(headers) != len(found) and _SINGLE.intersection(_repeated(found)):
+        raise NotUnderstood("a header that counts came twice")
+    return int(status[1]), headers
+
+
+def body_length(headers: Mapping[str, str]) -> int:
+    """How many bytes of body come.
+
+    Raises:
+        NotUnderstood: It is not announced.
+    """
+    length = headers.get("content-length", "")
+    if "transfer-encoding" in headers or _LENGTH.fullmatch(length) is None:
+        raise NotUnderstood("a body without an announced length")
+    return int(length)
+
+
+def is_last(headers: Mapping[str, str]) -> bool:
+    """Whether the store closes the connection behind this answer."""
+    return headers.get("connection", "").lower() == "close"
+
+
+def _repeated(found: list[tuple[str, str]]) -> set[str]:
+    counts = Counter(name.lower() for name, _ in found)
+    return {name for name, count in counts.items() if count > 1}
