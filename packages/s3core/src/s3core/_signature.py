@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 
 from ._credentials import Credentials
@@ -49,7 +50,7 @@ def sign(
         The headers to send beside `Host`.
     """
     path, _, query = target.partition("?")
-    timestamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
+    timestamp = _timestamp(int(time.time() if now is None else now.timestamp()))
     signed = {**headers, "X-Amz-Date": timestamp, "X-Amz-Content-SHA256": _PAYLOAD}
     if keys.session_token:
         signed["X-Amz-Security-Token"] = keys.session_token
@@ -83,6 +84,11 @@ def sign(
 def _query_pairs(query: str) -> list[tuple[str, str]]:
     pairs = (pair.partition("=") for pair in query.split("&"))
     return [(name, value) for name, _, value in pairs]
+
+
+@lru_cache(maxsize=2)  # Many requests are of the same second.
+def _timestamp(second: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
 
 
 @lru_cache(maxsize=16)  # It holds for a day.
