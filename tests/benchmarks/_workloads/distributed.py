@@ -21,13 +21,28 @@ import torch.distributed as dist
 from benchmarks._data import is_same_state, make_state
 from benchmarks._meter import Meter
 from benchmarks._peers import CannotDoError, Peer
+from benchmarks._target import Target
 from benchmarks._workloads._workload import Workload, check
 
 RANKS = 2
 
 
 def _save(peer: Peer, meter: Meter) -> None:
-    _measure(partial(_save_rank, peer, f"saved/{type(peer).__name__}/{time.time_ns()}"), meter, peer)
+    name = f"saved/{type(peer).__name__}/{time.time_ns()}"
+    try:
+        _measure(partial(_save_rank, peer, name), meter, peer)
+    finally:
+        _remove(peer.target, f"{name}/")
+
+
+def _remove(target: Target, name: str) -> None:
+    """Remove what was saved: each save has a name of its own, and what a server keeps in memory would add up."""
+    client = target.boto3_client()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=target.bucket, Prefix=target.key(name)):
+        keys = [{"Key": found["Key"]} for found in page.get("Contents", [])]
+        if keys:
+            client.delete_objects(Bucket=target.bucket, Delete={"Objects": keys})
+    client.close()
 
 
 def _load(peer: Peer, meter: Meter, *, dim: int) -> None:
