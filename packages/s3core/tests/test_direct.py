@@ -12,8 +12,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from s3core import S3Client, S3ClientConfig, S3ConnectionError, S3Exception, S3TimeoutError
+from s3core import NoSuchKeyError, S3Client, S3ClientConfig, S3ConnectionError, S3Exception, S3TimeoutError
+from s3core._wire import join_chunks
 from servers import CountingServer, wait_until
 from servers._script import BODY, GOOD, ODD, WELL, Script
 from servers._seaweedfs import start_seaweedfs
@@ -215,6 +218,74 @@ def test_a_store_that_falls_silent_is_given_up(start_script: Callable[..., Scrip
     assert time.monotonic() - began < 20
 
 
+def test_a_stall_is_noticed_in_twice_the_time_at_most(start_script: Callable[..., Script]) -> None:
+    script = start_script([GOOD[:-500]], keeps=True)
+    client = client_of(script, max_attempts=1, read_timeout=2)
+    began = time.monotonic()
+    with pytest.raises(S3TimeoutError, match=r"s3://bucket/odd//key"):
+        client.get_object("bucket", ODD_KEY).read_all()
+    assert 2 <= time.monotonic() - began < 5.5
+
+
+XML = b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code><Message>Nothing here.</Message></Error>"
+MISSING = b"HTTP/1.1 404 Not Found\r\n"
+CHUNKS = b"".join(b"%x;x=y\r\n%s\r\n" % (len(part), part) for part in (XML[:30], XML[30:])) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [MISSING + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS],
+        [MISSING + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS[:50], CHUNKS[50:]],
+        [MISSING + b"Content-Length: %d\r\n\r\n" % len(XML) + XML],
+        [MISSING + b"Content-Length: %d\r\n\r\n" % len(XML), XML],
+    ],
+    ids=["chunks", "chunks in pieces", "whole", "in pieces"],
+)
+def test_an_error_is_asked_for_once(start_script: Callable[..., Script], answer: list[bytes]) -> None:
+    script = start_script(*[answer] * 10)
+    client = client_of(script)
+    for count in range(1, 11):
+        with pytest.raises(NoSuchKeyError, match=r"s3://bucket/odd//key"):
+            client.get_object("bucket", ODD_KEY).read_all()
+        assert script.requests == count
+    assert client.get_object("bucket", ODD_KEY).read_all() == BODY
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 500\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1f4\r\n"])
+def test_an_error_that_is_cut_off_is_no_answer(start_script: Callable[..., Script], framing: bytes) -> None:
+    script = start_script([b"HTTP/1.1 400 Bad Request\r\n" + framing + XML])
+    assert client_of(script).get_object("bucket", ODD_KEY).read_all() == BODY
+    assert script.requests == 2
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=5), st.integers(0, 200))
+def test_chunks_are_joined_when_the_last_has_come(parts: list[bytes], cut: int) -> None:
+    whole = b"".join(b"%X\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n"
+    assert join_chunks(whole + b"\r\n") == b"".join(parts)
+    if cut < len(whole):
+        assert join_chunks(whole[:cut]) is None
+
+
+def test_a_store_that_was_not_understood_is_tried_again_later(start_script: Callable[..., Script]) -> None:
+    script = start_script(*[[GOOD.replace(b"HTTP/1.1", b"HTTP/1.0")]] * 16)
+    client = client_of(script)
+    connections = client._runtime.rest._connections
+    for _ in range(10):
+        assert client.get_object("bucket", ODD_KEY).read_all() == BODY
+    assert not connections.is_understood
+    connections._odd_since -= 100
+    assert connections.is_understood
+    assert client.get_object("bucket", ODD_KEY).read_all() == BODY
+
+
+def test_a_host_that_cannot_be_reached_is_named() -> None:
+    config = S3ClientConfig(access_key_id="a", secret_access_key="b", max_attempts=2)
+    client = S3Client("us-east-1", endpoint="http://no-such-host.invalid:8000", s3client_config=config)
+    with pytest.raises(S3ConnectionError, match=r"s3://bucket/odd//key .*no-such-host.invalid:8000"):
+        client.get_object("bucket", ODD_KEY).read_all()
+
+
 def test_a_large_range_loads_no_library(run_program: Callable[..., str], counting_server: CountingServer) -> None:
     counting_server.put("big", DATA)
     program = """
@@ -227,7 +298,7 @@ def test_a_large_range_loads_no_library(run_program: Callable[..., str], countin
     assert run_program(program, counting_server, counting_server.bucket).split() == [str(len(DATA)), "False"]
 
 
-def test_large_ranges_over_tls(make_client: Callable[..., S3Client]) -> None:
+def test_large_ranges_over_tls(make_client: Callable[..., S3Client], monkeypatch: pytest.MonkeyPatch) -> None:
     with start_seaweedfs(tls=True) as server:
         bucket = server.create_bucket()
         client = make_client(server, part_size=PART)
@@ -239,5 +310,6 @@ def test_large_ranges_over_tls(make_client: Callable[..., S3Client]) -> None:
             assert buffer == DATA
         assert any(client._runtime.rest._connections._idle.values())
         stranger = make_client(server, ca_bundle=None, max_attempts=2)
+        monkeypatch.setattr(stranger._runtime.rest._library, "open", pytest.fail)
         with pytest.raises(S3Exception, match=r"s3://.*certificate"):
             stranger.get_object(bucket, "big//odd").read_all()

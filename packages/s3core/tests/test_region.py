@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from s3core import S3Client
+from s3core import S3Client, S3ClientConfig, S3ConnectionError
 from servers import CountingServer
+from servers._script import Script
 
 USES: dict[str, Callable[[S3Client, str], Any]] = {
     "GET": lambda client, bucket: client.get_object(bucket, "key").read_all(),
@@ -61,3 +62,17 @@ def test_a_wrong_region_is_corrected_for_all_that_is_on_its_way(
     while any(thread.is_alive() for thread in threads):
         counting_server.release()
     assert failures == []
+
+
+def test_aws_is_asked_again_when_the_connection_breaks(
+    start_script: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = b"HTTP/1.1 403 Forbidden\r\nx-amz-bucket-region: eu-north-1\r\nContent-Length: 0\r\n\r\n"
+    script = start_script([], [], [told])
+    monkeypatch.setattr("s3core._rest._AWS", script.endpoint)
+    config = S3ClientConfig(access_key_id="a", secret_access_key="b", max_attempts=3)
+    rest = S3Client("us-east-1", s3client_config=config)._runtime.rest
+    assert rest.find_region("bucket") == "eu-north-1"
+    script.answers = [[]] * 3
+    with pytest.raises(S3ConnectionError, match=r"the region of s3://bucket is unknown"):
+        rest.find_region("bucket")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # A connection that was idle for longer may have been forgotten on the way, without a word.
 _LONGEST_IDLE_SECONDS = 30.0
 _MOST_ODDITIES = 8
+_ODD_SECONDS = 60.0
 _LONGEST_ERROR = 64 * KiB
 
 
@@ -42,12 +43,13 @@ class Connections:
         # Since when each is idle; the ones that were used last are taken first. Nothing here waits for a lock.
         self._idle: dict[str, deque[tuple[float, WaitingConnection]]] = {}
         self._oddities = 0  # Answers in a row that were not understood.
+        self._odd_since = 0.0
         weakref.finalize(self, _close_all, self._idle).atexit = False
 
     @property
     def is_understood(self) -> bool:
-        """Whether answers have not been odd, again and again: then it is no use to ask in this way."""
-        return self._oddities < _MOST_ODDITIES
+        """Whether answers have not been odd, again and again: then it is no use to ask in this way for a while."""
+        return self._oddities < _MOST_ODDITIES or time.monotonic() - self._odd_since > _ODD_SECONDS
 
     def open(self, origin: str, request: bytes) -> OwnReply:
         """Send a request and wait for the head of the answer.
@@ -72,6 +74,7 @@ class Connections:
                 connection.close()
                 if isinstance(error, NotUnderstood):
                     self._oddities += 1
+                    self._odd_since = time.monotonic()
                 elif isinstance(error, OSError) and not (
                     is_new or connection.has_begun or isinstance(error, TimeoutError)
                 ):
@@ -89,6 +92,9 @@ class Connections:
             headers: Those of its last answer.
         """
         idle = self._idle.setdefault(origin, deque())
+        with suppress(IndexError):  # Two threads may close one each of the oldest, or a younger one at worst.
+            while idle[0][0] < time.monotonic() - _LONGEST_IDLE_SECONDS:
+                idle.popleft()[1].close()
         if connection.left or is_last(headers) or len(idle) >= self._most:
             connection.close()
         else:
@@ -136,12 +142,9 @@ class OwnReply:
         """Read the body of an error, if it is a short one."""
         connection = self._connection
         try:
-            if connection is None or connection.left > _LONGEST_ERROR:
-                return b""
-            body = bytearray(connection.left)
-            count = connection.readinto(memoryview(body))
+            body = connection.read_error(_LONGEST_ERROR) if connection is not None else b""
             self.release()
-            return bytes(body[:count])
+            return body
         finally:
             self.close()
 

@@ -19,8 +19,8 @@ from ._rest import Refused, Reply, back_off
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
-# Of a body that broke, this much is read at a time, so that each attempt gets further: a read that fails does not say
-# how much it had put into place. Before that the whole body is one read: threads wait for each other between two.
+# Of a body that broke, the library reads this much at a time, so that each attempt gets further: a read of its that
+# fails does not say how much it had put into place. Else a body is one read: threads wait for each other between two.
 _PIECE = 256 * KiB
 
 

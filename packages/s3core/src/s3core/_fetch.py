@@ -152,13 +152,7 @@ def _length_error(target: Target, answer: Answer, cause: str) -> S3Exception:
 
 
 def _open(
-    runtime: Runtime,
-    target: Target,
-    start: int,
-    end: int,
-    etag: str | None,
-    is_direct: bool,
-    attempts_made: int,
+    runtime: Runtime, target: Target, start: int, end: int, etag: str | None, is_direct: bool, attempts_made: int
 ) -> Answer:
     """Send the request and check that the answer is the range that was asked for."""
     try:

@@ -155,7 +155,7 @@ class LibraryReply:
         return count
 
     def read_error(self) -> bytes:
-        """Read the whole body."""
+        """Read the body of an error."""
         body: bytes = _translated(self._response.read)
         self._response.release_conn()
         return body

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -194,6 +195,8 @@ class RestClient:
                 try:
                     return self._connections.open(address.origin, get_request(target, address.host, headers))
                 except (NotUnderstood, ValueError) as error:
+                    if isinstance(error, OSError):  # A refused certificate is a ValueError too.
+                        raise
                     logger.debug("an answer of %s is asked for in another way: %s", address.origin, error)
             return self._library.open(address.origin, target, headers)
 
@@ -215,36 +218,44 @@ class RestClient:
             attempt += 1
             address = self._runtime.address(request.bucket)
             keys = self._runtime.keys()
-            started = time.perf_counter()
-            status: int | str = "no answer"
             try:
-                answer = once(address, keys)
-                status = answer.status
-                if status < 300:
-                    return answer
-                body = body_of(answer)
+                answer, body = self._logged(request, attempt, partial(once, address, keys), body_of)
             except OSError as error:
-                reason = error.strerror or str(error) or type(error).__name__
-                if attempt >= attempts or "CERTIFICATE_VERIFY_FAILED" in reason:
+                reason = _reason(error)
+                if attempt >= attempts or _is_hopeless(reason):
                     make = timeout_error if isinstance(error, TimeoutError) else connection_error
                     raise make(request.operation, request.uri, reason, attempt) from error
             else:
-                failure = parse_failure(status, body, answer.headers.get(_REGION_HEADER))
+                if answer.status < 300:
+                    return answer
+                failure = parse_failure(answer.status, body, answer.headers.get(_REGION_HEADER))
                 if corrections and self._correct(request, failure, keys, address):
                     corrections -= 1
                     attempt -= 1
                     continue
-                passes = status in RETRIED_STATUSES or failure.code in RETRIED_CODES
+                passes = answer.status in RETRIED_STATUSES or failure.code in RETRIED_CODES
                 if not passes or attempt >= attempts:
                     raise Refused(failure, request)
-            finally:
-                if logger.isEnabledFor(logging.DEBUG):
-                    took = 1000 * (time.perf_counter() - started)
-                    words = request.operation, request.uri, attempt, status, took
-                    logger.debug("%s %s attempt %d: %s in %.1f ms", *words)
             back_off(attempt, request.stop)
             if request.stop is not None and request.stop.is_set():
                 raise S3Exception(f"{request.operation} of {request.uri} was given up")
+
+    def _logged(
+        self, request: Request, attempt: int, once: Callable[[], A], body_of: Callable[[A], bytes]
+    ) -> tuple[A, bytes]:
+        """Send a request once; with the answer comes its body if it is an error."""
+        started = time.perf_counter()
+        outcome: object = "no answer"
+        try:
+            answer = once()
+            body = body_of(answer) if answer.status >= 300 else b""
+            outcome = answer.status
+            return answer, body
+        finally:
+            if logger.isEnabledFor(logging.DEBUG):
+                took = 1000 * (time.perf_counter() - started)
+                words = request.operation, request.uri, attempt, outcome, took
+                logger.debug("%s %s attempt %d: %s in %.1f ms", *words)
 
     def try_send_whole(self, request: Request) -> bytes:
         """Send a request that the store may answer with 200 before it finds an error.
@@ -279,20 +290,28 @@ class RestClient:
             S3Exception: AWS cannot be reached, or names no region.
         """
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html: the header comes without permission too.
-        try:
-            response = self._library.send(
-                "HEAD", _AWS, f"/{quote(bucket)}", {"User-Agent": self._runtime.settings.user_agent}
-            )
-        except OSError as error:
-            raise S3ConnectionError(
-                f"the region of s3://{bucket} is unknown and AWS cannot be asked ({error}); "
-                "set region, AWS_REGION or, for a store that is not AWS, endpoint"
-            ) from error
+        response = self._ask_aws(bucket)
         region = response.headers.get(_REGION_HEADER)
         if region is None:
             code = "NoSuchBucket" if response.status == 404 else ""
             raise error_for(Failure(response.status, code), "HEAD", uri_of(bucket))
         return region
+
+    def _ask_aws(self, bucket: str) -> urllib3.BaseHTTPResponse:
+        headers = {"User-Agent": self._runtime.settings.user_agent}
+        attempt = 1
+        while True:
+            try:
+                return self._library.send("HEAD", _AWS, f"/{quote(bucket)}", headers)
+            except OSError as error:
+                reason = _reason(error)
+                if attempt >= self._runtime.config.max_attempts or _is_hopeless(reason):
+                    raise S3ConnectionError(
+                        f"the region of s3://{bucket} is unknown and AWS cannot be asked ({reason}); "
+                        "set region, AWS_REGION or, for a store that is not AWS, endpoint"
+                    ) from error
+            back_off(attempt)
+            attempt += 1
 
     def ask_region(self, bucket: str) -> str | None:
         """Ask the store where a bucket is, after it refused a request without saying so; None when it does not tell."""
@@ -376,3 +395,12 @@ def back_off(attempt: int, stop: threading.Event | None = None) -> None:
         time.sleep(seconds)
     else:
         stop.wait(seconds)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _is_hopeless(reason: str) -> bool:
+    """Whether another attempt cannot help: the certificate is refused."""
+    return "CERTIFICATE_VERIFY_FAILED" in reason

@@ -8,12 +8,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._wire import HEAD_END, LONGEST_HEAD, USUAL_HEAD, NotUnderstood, body_length, parse_head
+from ._config import GiB
+from ._wire import (
+    HEAD_END,
+    LONGEST_HEAD,
+    USUAL_HEAD,
+    NotUnderstood,
+    body_length,
+    is_chunked,
+    join_chunks,
+    parse_head,
+)
 
 if TYPE_CHECKING:
     import socket
 
 T = TypeVar("T")
+
+_MOST_AT_ONCE = GiB  # OpenSSL and some systems take no length beyond a C `int`.
 
 
 class WaitingConnection:
@@ -25,7 +37,8 @@ class WaitingConnection:
 
     Args:
         connection: The socket.
-        timeout: Seconds to wait for the next bytes.
+        timeout: Seconds to wait for the next bytes; a body may be waited for twice as long, since the system counts all
+            the waiting of one call.
         is_tls: Whether it is a TLS socket.
     """
 
@@ -39,11 +52,14 @@ class WaitingConnection:
             connection.settimeout(timeout)
         else:
             connection.settimeout(None)
-            limit = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
+            seconds = min(max(timeout, 0.001), 1e9)  # The system takes zero for no limit.
+            limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             self._flags = socket.MSG_WAITALL
         self._early = memoryview(b"")
+        self._failure: OSError | None = None
+        self._is_chunked = False
         self.left = 0  # Bytes of the body that are still to come.
         self.has_begun = False  # Whether a part of the answer has come.
 
@@ -59,23 +75,53 @@ class WaitingConnection:
         """
         self.has_begun = False
         _in_time(self._socket.sendall, request)
-        scratch = bytearray(USUAL_HEAD)
         head = b""
         while (end := head.find(HEAD_END)) < 0:
-            if len(head) > LONGEST_HEAD:
-                raise NotUnderstood("a long head")
-            count = _in_time(self._socket.recv_into, scratch)
-            if not count:
-                raise ConnectionError("the connection ended")
+            if len(head) > LONGEST_HEAD or b"\n\n" in head:
+                raise NotUnderstood("a long head, or one with line ends of its own")
+            head += self._some()
             self.has_begun = True
-            head += scratch[:count]
         status, headers = parse_head(head[:end])
-        length = body_length(headers)
-        self._early = memoryview(head)[end + len(HEAD_END) :]
-        if len(self._early) > length:
+        rest = head[end + len(HEAD_END) :]
+        self._is_chunked = status >= 300 and is_chunked(headers)
+        self.left = len(rest) if self._is_chunked else body_length(headers)
+        if len(rest) > self.left:
             raise NotUnderstood("more bytes than were announced")
-        self.left = length
+        self._early = memoryview(rest)
         return status, headers
+
+    def read_error(self, most: int) -> bytes:
+        """Read the whole body of an error.
+
+        Args:
+            most: The most bytes to take; of a longer one nothing is read.
+
+        Raises:
+            OSError: The connection broke, or nothing came in time.
+        """
+        if self._is_chunked:
+            came = bytes(self._early)
+            self.left = 1  # The connection is not used again: what comes behind the last chunk is not looked at.
+            try:
+                while (body := join_chunks(came)) is None and len(came) <= most:
+                    came += self._some()
+            except NotUnderstood:
+                return b""
+            return body or b""
+        if self.left > most:
+            return b""
+        data = bytearray(self.left)
+        count = self.readinto(memoryview(data))
+        if count < len(data):
+            raise ConnectionError(f"the connection ended after {count} of {len(data)} bytes of an error")
+        return bytes(data)
+
+    def _some(self) -> bytes:
+        scratch = bytearray(USUAL_HEAD)
+        count = _in_time(self._socket.recv_into, scratch)
+        if not count:
+            raise ConnectionError("the connection ended")
+        return bytes(scratch[:count])
 
     def readinto(self, place: memoryview) -> int:
         """Fill memory with what comes next of the body.
@@ -86,19 +132,23 @@ class WaitingConnection:
         Raises:
             OSError: It broke before a byte came.
         """
+        if self._failure is not None:
+            raise self._failure
         place = place[: self.left]
         filled = min(len(self._early), len(place))
         place[:filled] = self._early[:filled]
         self._early = self._early[filled:]
         try:
             while filled < len(place):
-                count = _in_time(self._socket.recv_into, place[filled:], 0, self._flags)
+                room = place[filled : filled + _MOST_AT_ONCE]
+                count = _in_time(self._socket.recv_into, room, 0, self._flags)
                 if not count:
                     break
                 filled += count
-        except OSError:
+        except OSError as error:
             if not filled:
                 raise
+            self._failure = error.with_traceback(None)  # for the next call
         self.left -= filled
         return filled
 
@@ -135,4 +185,4 @@ def _in_time(call: Callable[..., T], *arguments: Any) -> T:
     try:
         return call(*arguments)
     except BlockingIOError as error:
-        raise TimeoutError("the store sent nothing in time") from error
+        raise TimeoutError("the store took or sent nothing in time") from error

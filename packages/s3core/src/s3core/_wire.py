@@ -27,6 +27,7 @@ _HEADER = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\r\n]*+)(?=\
 # Others may come several times, as some stores' `Vary` does.
 _SINGLE = frozenset({"connection", "content-length", "content-range", "etag", "transfer-encoding"})
 _LENGTH = re.compile(r"[0-9]{1,15}")
+_CHUNK_LENGTH = re.compile(rb"[0-9A-Fa-f]{1,12}")
 
 
 class NotUnderstood(Exception):
@@ -49,7 +50,13 @@ def open_socket(origin: str, timeout: float, tls: Callable[[], ssl.SSLContext]) 
 
     parts = urlsplit(origin)
     host, is_tls = parts.hostname or "", parts.scheme == "https"
-    plain = socket.create_connection((host, parts.port or (443 if is_tls else 80)), timeout)
+    port = parts.port or (443 if is_tls else 80)
+    try:
+        plain = socket.create_connection((host, port), timeout)
+    except TimeoutError as error:
+        raise TimeoutError(f"{host}:{port}: no connection in {timeout} s") from error
+    except OSError as error:
+        raise OSError(error.errno, f"{host}:{port}: {error.strerror or error}") from error
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not is_tls:
@@ -119,6 +126,38 @@ def body_length(headers: Mapping[str, str]) -> int:
     if "transfer-encoding" in headers or _LENGTH.fullmatch(length) is None:
         raise NotUnderstood("a body without an announced length")
     return int(length)
+
+
+def is_chunked(headers: Mapping[str, str]) -> bool:
+    """Whether the body comes in chunks, as errors of AWS do."""
+    return headers.get("transfer-encoding", "").lower() == "chunked"
+
+
+def join_chunks(data: bytes) -> bytes | None:
+    """The body that comes in chunks.
+
+    https://www.rfc-editor.org/rfc/rfc9112#section-7.1
+
+    Args:
+        data: What has come.
+
+    Returns:
+        The whole body; None while more of it is to come.
+
+    Raises:
+        NotUnderstood: These are no chunks.
+    """
+    body, position = b"", 0
+    while (end := data.find(b"\r\n", position)) >= 0:
+        length = _CHUNK_LENGTH.match(data, position, end)
+        if length is None:
+            raise NotUnderstood("a chunk without a length")
+        size = int(length[0], 16)
+        if not size:
+            return body
+        body += data[end + 2 : end + 2 + size]
+        position = end + 2 + size + 2
+    return None
 
 
 def is_last(headers: Mapping[str, str]) -> bool:
