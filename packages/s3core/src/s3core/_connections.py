@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING
 
 from ._config import KiB
 from ._waiting_connection import WaitingConnection
-from ._wire import NotUnderstood, is_last, open_socket
+from ._wire import LONGEST_IDLE_SECONDS, MOST_ODDITIES, NotUnderstood, is_last, open_socket
 
 if TYPE_CHECKING:
     import ssl
 
-# A connection that was idle for longer may have been forgotten on the way, without a word.
-_LONGEST_IDLE_SECONDS = 30.0
-_MOST_ODDITIES = 8
 _ODD_SECONDS = 60.0
 _LONGEST_ERROR = 64 * KiB
 
@@ -49,7 +46,7 @@ class Connections:
     @property
     def is_understood(self) -> bool:
         """Whether answers have not been odd, again and again: then it is no use to ask in this way for a while."""
-        return self._oddities < _MOST_ODDITIES or time.monotonic() - self._odd_since > _ODD_SECONDS
+        return self._oddities < MOST_ODDITIES or time.monotonic() - self._odd_since > _ODD_SECONDS
 
     def open(self, origin: str, request: bytes) -> OwnReply:
         """Send a request and wait for the head of the answer.
@@ -93,7 +90,7 @@ class Connections:
         """
         idle = self._idle.setdefault(origin, deque())
         with suppress(IndexError):  # Two threads may close one each of the oldest, or a younger one at worst.
-            while idle[0][0] < time.monotonic() - _LONGEST_IDLE_SECONDS:
+            while idle[0][0] < time.monotonic() - LONGEST_IDLE_SECONDS:
                 idle.popleft()[1].close()
         if connection.left or is_last(headers) or len(idle) >= self._most:
             connection.close()
@@ -102,7 +99,7 @@ class Connections:
 
     def _take_idle(self, origin: str) -> WaitingConnection | None:
         idle = self._idle.get(origin)
-        oldest = time.monotonic() - _LONGEST_IDLE_SECONDS
+        oldest = time.monotonic() - LONGEST_IDLE_SECONDS
         with suppress(IndexError):
             while idle is not None:
                 since, connection = idle.pop()

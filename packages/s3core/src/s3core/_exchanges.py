@@ -21,7 +21,7 @@ from ._connection import Connection, Reply
 from ._loading import load
 from ._plan import SMALL_RANGE
 from ._pool import Pool
-from ._wire import USUAL_HEAD, NotUnderstood, is_last
+from ._wire import LONGEST_IDLE_SECONDS, MOST_ODDITIES, USUAL_HEAD, NotUnderstood, is_last
 
 if TYPE_CHECKING:
     import selectors
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("s3core")
 
-# A connection that was idle for longer may have been forgotten on the way, without a word.
-_LONGEST_IDLE_SECONDS = 30.0
 _SWEEP_SECONDS = 1.0
-_MOST_ODDITIES = 8
 _READ = 1  # `selectors.EVENT_READ`, which is not imported before it is needed.
 
 
@@ -84,7 +81,7 @@ class Exchanges:
     @property
     def is_understood(self) -> bool:
         """Whether answers have not been odd, again and again: then it is no use to ask in this way."""
-        return self._watcher.oddities < _MOST_ODDITIES
+        return self._watcher.oddities < MOST_ODDITIES
 
     def submit(self, exchange: Exchange) -> None:
         """Have an exchange carried out; waits for nothing.
@@ -231,7 +228,7 @@ class _Watcher:
     def _watch(self, ear: socket.socket) -> None:
         """Wait until something comes, and see to it."""
         self._set_asleep(True)
-        idle_seconds = _LONGEST_IDLE_SECONDS if self._lines else None
+        idle_seconds = LONGEST_IDLE_SECONDS if self._lines else None
         # What was told just before did not ring.
         seconds = 0 if not self._calls.empty() else _SWEEP_SECONDS if self._active else idle_seconds
         ready = self._selector.select(seconds)
@@ -245,7 +242,7 @@ class _Watcher:
         if now - self._swept > _SWEEP_SECONDS:
             self._swept = now
             for line in list(self._lines):
-                if now - line.since > (_LONGEST_IDLE_SECONDS if line.exchange is None else self._timeout):
+                if now - line.since > (LONGEST_IDLE_SECONDS if line.exchange is None else self._timeout):
                     self._drop(line, 1)
             self._advance()
 
@@ -271,7 +268,7 @@ class _Watcher:
                 self._fail(exchange, 0)
 
     def _take_idle(self, origin: str) -> _Line | None:
-        oldest = time.monotonic() - _LONGEST_IDLE_SECONDS
+        oldest = time.monotonic() - LONGEST_IDLE_SECONDS
         idle = self._idle.get(origin, [])
         while idle:
             line = idle.pop()

@@ -32,7 +32,7 @@ class WaitingConnection:
     """An open connection; all but `interrupt` is for one thread at a time.
 
     Where there is no TLS, a body is one call of the system, which neither Python nor its lock interrupts: of 1 GiB into
-    memory that is mapped, 2 cores shared with the server got 2.8 GB/s this way and 2.0 by `http.client`, for 0.28 and
+    memory that is mapped, 2 cores shared with the server got 2.3 GB/s this way and 2.05 by `http.client`, for 0.41 and
     0.51 s of CPU time.
 
     Args:

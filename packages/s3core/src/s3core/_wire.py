@@ -21,6 +21,10 @@ HEAD_END = b"\r\n\r\n"
 LONGEST_HEAD = 16 * 1024
 # For a usual head, and the beginning of the body, which is copied from there; the rest of it is read into place.
 USUAL_HEAD = 4 * 1024
+# A connection that was idle for longer may have been forgotten on the way, without a word.
+LONGEST_IDLE_SECONDS = 30.0
+# After so many answers in a row that were not understood it is no use to ask in this way.
+MOST_ODDITIES = 8
 
 _STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?(?:\r\n|$)")
 _HEADER = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\r\n]*+)(?=\r\n|$)")
