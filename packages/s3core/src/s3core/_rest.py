@@ -344,12 +344,13 @@ class RestClient:
             Path and query, and all of its headers but `Host`.
         """
         target = address.target(request.key, request.query)
-        headers = self._headers(request)
+        headers = self.headers(request)
         if keys is not None:
             headers = sign(request.method, address.host, target, headers, keys, address.region)
         return target, headers
 
-    def _headers(self, request: Request) -> dict[str, str]:
+    def headers(self, request: Request) -> dict[str, str]:
+        """All headers of a request but `Host` and those of its signature."""
         config = self._runtime.config
         headers = {"User-Agent": self._runtime.settings.user_agent}
         if config.requester_pays:

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ._address import Address, locate
@@ -17,6 +17,9 @@ from ._exchanges import Exchanges
 from ._pool import Pool
 from ._process import inherited_credentials, process
 from ._settings import Settings, proxy_for
+
+if TYPE_CHECKING:
+    from ._get_template import GetTemplate
 
 logger = logging.getLogger("s3core")
 
@@ -44,6 +47,7 @@ class Runtime:
         self.budget = ByteBudget(settings.config.memory_limit)
         self.credentials = CredentialSource(settings, inherited_credentials(settings))
         self.rest = RestClient(self)
+        self.get_templates: dict[tuple[str, bool], GetTemplate] = {}
         self._lock = threading.Lock()
         self._addresses: dict[str, Address] = {}
         self._stores: dict[str, Any] = {}

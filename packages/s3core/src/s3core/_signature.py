@@ -49,13 +49,27 @@ def sign(
     Returns:
         The headers to send beside `Host`.
     """
+    signer = signer_of(keys, region, int(time.time() if now is None else now.timestamp()))
+    signed = {**headers, **signer.headers}
+    names, canonical = canonical_request(method, host, target, signed)
+    return {**signed, "Authorization": signer.authorization(names, signer.signature(canonical.encode()))}
+
+
+def canonical_request(method: str, host: str, target: str, headers: Mapping[str, str]) -> tuple[str, str]:
+    """Spell a request in the one way that both sides sign.
+
+    Args:
+        method: HTTP method.
+        host: The `Host` header.
+        target: Path and query as they are sent, percent-encoded.
+        headers: The other headers, the signer's included.
+
+    Returns:
+        The names of the headers that it covers, and the request.
+    """
     path, _, query = target.partition("?")
-    timestamp = _timestamp(int(time.time() if now is None else now.timestamp()))
-    signed = {**headers, "X-Amz-Date": timestamp, "X-Amz-Content-SHA256": _PAYLOAD}
-    if keys.session_token:
-        signed["X-Amz-Security-Token"] = keys.session_token
     canonical = {"host": host}
-    for name, value in signed.items():
+    for name, value in headers.items():
         name = name.lower()
         if name not in _UNSIGNED_HEADERS:
             value = " ".join(value.split())
@@ -71,24 +85,48 @@ def sign(
         ";".join(names),
         _PAYLOAD,
     ]
-    scope = f"{timestamp[:8]}/{region}/{_SERVICE}/aws4_request"
-    digest = hashlib.sha256("\n".join(request).encode()).hexdigest()
-    key = _signing_key(keys.secret_access_key, scope)
-    signature = _hmac(key, "\n".join([_ALGORITHM, timestamp, scope, digest])).hex()
-    signed["Authorization"] = (
-        f"{_ALGORITHM} Credential={keys.access_key_id}/{scope}, SignedHeaders={';'.join(names)}, Signature={signature}"
-    )
-    return signed
+    return ";".join(names), "\n".join(request)
+
+
+class Signer:
+    """Signs what is asked of a region within one second.
+
+    Args:
+        keys: Access key, secret and, for temporary ones, the session token.
+        region: The region.
+        second: The time, since the epoch.
+    """
+
+    def __init__(self, keys: Credentials, region: str, second: int) -> None:
+        timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+        scope = f"{timestamp[:8]}/{region}/{_SERVICE}/aws4_request"
+        self.headers = {"X-Amz-Date": timestamp, "X-Amz-Content-SHA256": _PAYLOAD}
+        if keys.session_token:
+            self.headers["X-Amz-Security-Token"] = keys.session_token
+        self._credential = f"{keys.access_key_id}/{scope}"
+        signed = "\n".join([_ALGORITHM, timestamp, scope, ""])
+        self._begun = hmac.new(_signing_key(keys.secret_access_key, scope), signed.encode(), "sha256")
+
+    def signature(self, canonical: bytes) -> str:
+        """Sign a request that is spelled as `canonical_request` does."""
+        mac = self._begun.copy()
+        mac.update(hashlib.sha256(canonical).hexdigest().encode())
+        return mac.hexdigest()
+
+    def authorization(self, names: str, signature: str) -> str:
+        """The header that carries a signature."""
+        return f"{_ALGORITHM} Credential={self._credential}, SignedHeaders={names}, Signature={signature}"
+
+
+@lru_cache(maxsize=4)  # Many requests are of the same second.
+def signer_of(keys: Credentials, region: str, second: int) -> Signer:
+    """The signer; see there."""
+    return Signer(keys, region, second)
 
 
 def _query_pairs(query: str) -> list[tuple[str, str]]:
     pairs = (pair.partition("=") for pair in query.split("&"))
     return [(name, value) for name, _, value in pairs]
-
-
-@lru_cache(maxsize=2)  # Many requests are of the same second.
-def _timestamp(second: int) -> str:
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
 
 
 @lru_cache(maxsize=16)  # It holds for a day.

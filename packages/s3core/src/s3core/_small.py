@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ._answer import check_range, range_of, ranged_get
+from ._answer import check_range, range_of
 from ._connection import Connection, Reply, connect
 from ._errors import RETRIED_STATUSES
 from ._exceptions import S3Exception
 from ._fetch import Wish
+from ._get_template import ranged_get_on_the_wire
 from ._head import Target, info_of_headers
 from ._info import ObjectInfo
 from ._outcome import Outcome
 from ._plan import SMALL_RANGE
-from ._wire import get_request
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -112,9 +112,8 @@ class SmallRange:
 
     def request(self) -> bytes:
         """The signed request on the wire."""
-        ranged = ranged_get(self._runtime, self._target, self._start, self._end, self._etag)
-        target, headers = self._runtime.rest.prepare(ranged, self._address, self._keys)
-        return get_request(target, self._address.host, headers)
+        target, span = self._target, (self._start, self._end)
+        return ranged_get_on_the_wire(self._runtime, target, *span, self._etag, self._address, self._keys)
 
     def on_reply(self, reply: Reply) -> None:
         """Take the bytes, if they are the right ones."""
