@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.testing._internal.two_tensor import TwoTensor
 
 from s3torch_checkpoint import CorruptCheckpointError, IncompleteCheckpointError, NoCheckpointError
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
@@ -237,3 +239,97 @@ def test_sigkill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(
     assert load(options, root) == 1.0
     dcp.save(state(3.0), storage_writer=S3StorageWriter(path=root, **options))
     assert load(options, root) == 3.0
+
+
+class HeldPlanner(DefaultSavePlanner):
+    """Waits before it gives the first tensor, in the midst of a save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_held = threading.Event()
+        self.may_go_on = threading.Event()
+
+    def resolve_data(self, write_item: Any) -> Any:
+        self.is_held.set()
+        assert self.may_go_on.wait(60)
+        return super().resolve_data(write_item)
+
+
+@pytest.mark.parametrize("paths", [("step-1", "step-2"), ("last", "last")], ids=["two paths", "one path"])
+def test_saves_of_one_writer_may_overlap(
+    options: Options, root: str, counting_server: CountingServer, paths: tuple[str, str]
+) -> None:
+    writer = S3StorageWriter(path=root, **options)
+    first, second = (f"{root}/{path}" for path in paths)
+    planner = HeldPlanner()
+    with ThreadPoolExecutor(1) as thread:
+        saving = thread.submit(dcp.save, state(1.0), checkpoint_id=first, storage_writer=writer, planner=planner)
+        try:
+            assert planner.is_held.wait(60)
+            dcp.save(state(2.0), checkpoint_id=second, storage_writer=writer)
+            assert load(options, second) == 2.0
+        finally:
+            planner.may_go_on.set()
+        saving.result()
+    assert load(options, first) == 1.0
+    if first != second:
+        assert load(options, second) == 2.0
+    assert len([key for key in counting_server.objects() if not key.endswith(".metadata")]) == 4 * len(set(paths))
+    assert counting_server.uploads() == []
+
+
+def test_a_checkpoint_that_appears_during_a_save_is_not_replaced_and_no_data_is_left(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    planner = HeldPlanner()
+    with ThreadPoolExecutor(1) as thread:
+        writer = S3StorageWriter(path=root, **options, overwrite=False)
+        saving = thread.submit(dcp.save, state(1.0), storage_writer=writer, planner=planner)
+        try:
+            assert planner.is_held.wait(60)
+            dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+            before = sorted(counting_server.objects())
+        finally:
+            planner.may_go_on.set()
+        with pytest.raises(CheckpointException, match="overwrite=False"):
+            saving.result()
+    assert sorted(counting_server.objects()) == before
+    assert load(options, root) == 2.0
+
+
+class ScratchPlanner(DefaultSavePlanner):
+    """Gives every tensor in the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scratch = torch.empty(6 * MiB)
+
+    def resolve_data(self, write_item: Any) -> Any:
+        data = super().resolve_data(write_item)
+        return self._scratch.copy_(data) if isinstance(data, torch.Tensor) else data
+
+
+def test_a_planner_may_give_every_tensor_in_the_same_memory(options: Options, root: str) -> None:
+    saved = {f"layer.{index}": torch.full((6 * MiB,), float(index)) for index in range(4)}
+    writer = S3StorageWriter(path=root, **options, thread_count=1)
+    dcp.save(saved, storage_writer=writer, planner=ScratchPlanner())
+    loaded = state(-1.0)
+    dcp.load(loaded, storage_reader=S3StorageReader(path=root, **options))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+
+
+def test_tensors_that_wrap_others_are_saved_and_loaded(options: Options, root: str) -> None:
+    def wrapped(value: float) -> dict[str, Any]:
+        return {"w": TwoTensor(torch.full((4, 4), value), torch.full((4, 4), value + 1))}
+
+    dcp.save(wrapped(1.0), storage_writer=S3StorageWriter(path=root, **options))
+    loaded = wrapped(0.0)
+    with torch.serialization.safe_globals([TwoTensor]):
+        dcp.load(loaded, storage_reader=S3StorageReader(path=root, **options))
+    assert (loaded["w"].a == 1).all()
+    assert (loaded["w"].b == 2).all()
+
+    dcp.save({"w": torch.full((4, 4), 3.0)}, storage_writer=S3StorageWriter(path=root, **options))
+    dcp.load(loaded, storage_reader=S3StorageReader(path=root, **options))
+    assert (loaded["w"].a == 3).all()
+    assert (loaded["w"].b == 3).all()

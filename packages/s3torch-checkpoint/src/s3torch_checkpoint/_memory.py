@@ -71,10 +71,13 @@ def storage_buffer(storage: torch.UntypedStorage) -> memoryview:
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether the tensor's elements lie in one piece of CPU memory, in their order, exactly as they are stored.
 
-    A conjugated or negated view is not plain: its memory holds other values than it shows.
+    A conjugated or negated view is not plain: its memory holds other values than it shows. Nor is a subclass that takes
+    operations over, such as a wrapper of other tensors: it may have no memory at all
+    (https://docs.pytorch.org/docs/stable/notes/extending.html#extending-torch-native-api).
     """
     return (
-        tensor.layout == torch.strided
+        type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+        and tensor.layout == torch.strided
         and tensor.device.type == "cpu"
         and tensor.is_contiguous()
         and not tensor.is_conj()

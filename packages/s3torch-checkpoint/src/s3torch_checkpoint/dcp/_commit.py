@@ -107,8 +107,8 @@ def commit(client: S3Client, address: CheckpointAddress, name: str, metadata: Me
 
 def _names_before(client: S3Client, address: CheckpointAddress, name: str) -> set[str]:
     try:
-        # Mostly there is none. Then a HEAD takes one round trip of a connection that the upload has left, and a GET 30 ms
-        # more in a process that has read nothing yet.
+        # Mostly there is none. Then a HEAD takes one round trip of a connection that the upload has left, and a GET
+        # 30 ms more in a process that has read nothing yet.
         info = client.head_object(address.bucket, address.key(name))
         metadata, _ = read_metadata_object(client, address, name, info)
         return data_names(metadata)

@@ -199,7 +199,10 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
 
 
 def _delete_checkpoint(client: S3Client, address: CheckpointAddress) -> None:
-    metadata, _ = read_metadata_object(client, address, METADATA_NAME)
+    try:
+        metadata, _ = read_metadata_object(client, address, METADATA_NAME)
+    except NoSuchKeyError:  # deleted since the listing, as where every rank keeps house
+        return
     client.delete_object(address.bucket, address.key(METADATA_NAME))
     client.delete_objects(address.bucket, sorted(address.key(name) for name in data_names(metadata)))
 

@@ -9,6 +9,7 @@ from heapq import heapify, heappop, heappush
 from typing import IO, Any, cast
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
@@ -89,9 +90,9 @@ def write_item(
         if not isinstance(data, torch.Tensor):
             raise TypeError(f"the planner resolved {item.index.fqn!r} to a {type(data).__name__}, not to a tensor")
         tensor = compact_cpu_tensor(data)
-        # What the planner holds outlasts the upload; a copy that was made here goes when it is written.
-        is_lasting = is_plain(tensor) and data.device == tensor.device and data.data_ptr() == tensor.data_ptr()
-        if is_lasting and not extensions:
+        # What the state dict holds outlasts the upload; a copy that was made here goes when it is written.
+        is_lasting = _gives_the_state(planner) and is_plain(tensor) and data.device == tensor.device
+        if is_lasting and not extensions and data.data_ptr() == tensor.data_ptr():
             lasting = tensor_buffer(tensor)
     raw = ItemStream(target, lasting)
     stream = outermost = cast("IO[bytes]", raw)
@@ -111,6 +112,14 @@ def write_item(
     elif tensor is not None:
         note_payload(info, raw.storage_offset, tensor)
     return WriteResult(index=item.index, size_in_bytes=raw.length, storage_data=info)
+
+
+def _gives_the_state(planner: SavePlanner) -> bool:
+    """Whether what a planner resolves is the state dict's own, not memory that it may use for the next item."""
+    return all(
+        getattr(getattr(planner, name), "__func__", None) is getattr(DefaultSavePlanner, name)
+        for name in ("resolve_data", "lookup_object", "transform_object")
+    )
 
 
 def compact_cpu_tensor(tensor: torch.Tensor) -> torch.Tensor:

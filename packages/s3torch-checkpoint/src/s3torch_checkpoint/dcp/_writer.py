@@ -34,6 +34,40 @@ from ._save_items import FilePlan, deal_items, stored_size, write_item
 _MIN_FILE_BYTES = 16 * 2**20
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Save:
+    """One save: what stays as it is when the writer is turned to the next one.
+
+    Args:
+        address: The checkpoint.
+        id: What the names of its data objects end with; no other save has it.
+        is_coordinator: Whether this rank commits.
+        rank: The rank, for the versions of torch that tell it.
+        use_collectives: Whether the ranks save together.
+    """
+
+    address: CheckpointAddress
+    id: str
+    is_coordinator: bool = True
+    rank: int | None = None
+    use_collectives: bool = True
+
+
+class _Thread(threading.local):
+    """What a writer does in one thread: `async_save` runs the whole of a save in a thread of its own.
+
+    Args:
+        address: What the next save of the thread is of; None for the writer's own.
+        save: The one that it has begun last.
+    """
+
+    address: CheckpointAddress | None = None
+    save: _Save | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Thread, ()
+
+
 class S3StorageWriter(StorageWriter):
     """Writes checkpoints of `torch.distributed.checkpoint` to S3.
 
@@ -41,7 +75,8 @@ class S3StorageWriter(StorageWriter):
     every rank has written everything. Until then, and for ever if any rank fails, the previous checkpoint at `path`
     stays whole and readable; only after the commit are its objects deleted.
 
-    The writer pickles, so that it works with the process executor of `async_save`.
+    The writer pickles, so that it works with the process executor of `async_save`. Several saves may be on their way at
+    a time, each in a thread of its own, as `async_save` has them; of those to one path the last to commit stays.
 
     Args:
         region: AWS region of the bucket; None for the environment's.
@@ -84,10 +119,8 @@ class S3StorageWriter(StorageWriter):
         self._single_file_per_rank = single_file_per_rank
         self._progress = progress
         self._extensions = tuple(_extensions or ())
-        self._is_coordinator = True
-        self._use_collectives = True
-        self._rank: int | None = None
-        self._save_id = new_save_id()
+        self._thread = _Thread()
+        self._save = _Save(self._address, new_save_id())  # The one that was begun last, in any thread.
 
     @property
     def path(self) -> str:
@@ -112,11 +145,13 @@ class S3StorageWriter(StorageWriter):
         """
         if checkpoint_id is not None:
             self._address = CheckpointAddress.parse(checkpoint_id)
-        self._save_id = new_save_id()
+        self._thread.address = self._address
+        self._thread.save = None
 
     def storage_meta(self) -> StorageMeta:
         """What the checkpoint's metadata says about this save."""
-        return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
+        save = self._current
+        return StorageMeta(checkpoint_id=save.address.uri(), save_id=save.id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Begin a save on this rank.
@@ -126,12 +161,12 @@ class S3StorageWriter(StorageWriter):
             *args: Not used.
             **kwargs: `rank` and `use_collectives`, from the versions of torch that pass them.
         """
-        self._is_coordinator = is_coordinator
-        self._rank = kwargs.get("rank")
-        self._use_collectives = kwargs.get("use_collectives", True)
         # `dcp.save` calls `reset` only with a checkpoint_id, and with cached plans the planner hands back an earlier
         # plan. The id is therefore made here, on each rank, for each save: no name is ever written twice.
-        self._save_id = new_save_id()
+        address, self._thread.address = self._thread.address or self._address, None
+        self._save = self._thread.save = _Save(
+            address, new_save_id(), is_coordinator, kwargs.get("rank"), kwargs.get("use_collectives", True)
+        )
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuse what must not be overwritten, before anything is written.
@@ -146,12 +181,13 @@ class S3StorageWriter(StorageWriter):
             CheckpointExistsError: There is a checkpoint, and `overwrite` is False.
             CheckpointError: The ranks save on their own, under a checkpoint of all of them that would hide theirs.
         """
-        if self._is_coordinator or not self._use_collectives:
-            self._check_overwrite()
-            if not self._use_collectives and self._exists(METADATA_NAME):
+        save = self._current
+        if save.is_coordinator or not save.use_collectives:
+            self._check_overwrite(save)
+            if not save.use_collectives and self._exists(save, METADATA_NAME):
                 raise CheckpointError(
-                    f"{self.path} holds a checkpoint saved by all ranks together, which would hide one saved with "
-                    "use_collectives=False; choose another path, or delete it first"
+                    f"{save.address.uri()} holds a checkpoint saved by all ranks together, which would hide one saved "
+                    "with use_collectives=False; choose another path, or delete it first"
                 )
         return plan
 
@@ -180,23 +216,26 @@ class S3StorageWriter(StorageWriter):
         Raises:
             BaseException: Whatever the first failing thread raised; what this rank wrote is deleted again.
         """
-        rank = self._rank if self._rank is not None else plan.storage_data
+        save = self._current
+        rank = save.rank if save.rank is not None else plan.storage_data
         prefix = self._prefix_strategy.generate_prefix(rank if isinstance(rank, int) else 0)
-        files = self._plan_files(plan, prefix)
+        files = self._plan_files(save, plan, prefix)
         total = sum(file.size_hint for file in files)
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch.
             # The threads copy from the device on streams of their own, which do not wait for the caller's.
             torch.cuda.synchronize()
         try:
-            with TransferProgress(f"Saving {self.path}", total, self._progress) as progress:
-                tasks = [partial(self._write_file, file, planner, progress) for file in files]
+            with TransferProgress(f"Saving {save.address.uri()}", total, self._progress) as progress:
+                tasks = [partial(self._write_file, save, file, planner, progress) for file in files]
                 written = run_all(tasks, self._thread_count)
         except Exception:
-            delete_quietly(self._client, self._address, [file.name for file in files])
+            delete_quietly(self._client, save.address, [file.name for file in files])
             raise
         results = [result for of_file in written for result in of_file]
         if len(results) != len(plan.items):
-            raise CheckpointError(f"{len(plan.items)} items were to be written to {self.path}, but {len(results)} were")
+            raise CheckpointError(
+                f"{len(plan.items)} items were to be written to {save.address.uri()}, but {len(results)} were"
+            )
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
@@ -212,58 +251,69 @@ class S3StorageWriter(StorageWriter):
             IncompleteCheckpointError: A planned item was not written; nothing is committed.
             CheckpointExistsError: Somebody else committed a checkpoint here, and `overwrite` is False.
         """
+        save = self._current
         stored = {result.index: result.storage_data for of_rank in results for result in of_rank}
         missing = missing_items(metadata, stored)
-        if missing:
-            delete_quietly(self._client, self._address, {info.relative_path for info in stored.values()})
-            shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-            raise IncompleteCheckpointError(
-                f"the save to {self.path} was not committed: no rank has written {len(missing)} planned items ({shown})"
-            )
-        self._check_overwrite()
+        try:
+            if missing:
+                shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+                raise IncompleteCheckpointError(
+                    f"the save to {save.address.uri()} was not committed: no rank has written {len(missing)} planned "
+                    f"items ({shown})"
+                )
+            self._check_overwrite(save)
+        except CheckpointError:
+            delete_quietly(self._client, save.address, {info.relative_path for info in stored.values()})
+            raise
         metadata.storage_data = stored
         metadata.storage_meta = self.storage_meta()
         version = getattr(filesystem, "CURRENT_DCP_VERSION", None)
         if version is not None:
             metadata.version = version
-        commit(self._client, self._address, self._metadata_name(), metadata)
+        commit(self._client, save.address, _metadata_name(save), metadata)
 
-    def _metadata_name(self) -> str:
-        if self._use_collectives or self._rank is None:
-            return METADATA_NAME
-        return rank_metadata_name(self._rank)
+    @property
+    def _current(self) -> _Save:
+        """The save of this thread, else the one that was begun last."""
+        return self._thread.save or self._save
 
-    def _check_overwrite(self) -> None:
-        if not self._overwrite and self._exists(self._metadata_name()):
+    def _check_overwrite(self, save: _Save) -> None:
+        if not self._overwrite and self._exists(save, _metadata_name(save)):
             raise CheckpointExistsError(
-                f"{self.path} holds a checkpoint and overwrite=False; choose another path, or delete it first"
+                f"{save.address.uri()} holds a checkpoint and overwrite=False; choose another path, or delete it first"
             )
 
-    def _exists(self, name: str) -> bool:
+    def _exists(self, save: _Save, name: str) -> bool:
         try:
-            self._client.head_object(self._address.bucket, self._address.key(name))
+            self._client.head_object(save.address.bucket, save.address.key(name))
         except NoSuchKeyError:
             return False
         return True
 
-    def _plan_files(self, plan: SavePlan, prefix: str) -> list[FilePlan]:
+    def _plan_files(self, save: _Save, plan: SavePlan, prefix: str) -> list[FilePlan]:
         if self._single_file_per_rank:
             total = sum(map(stored_size, plan.items))
             dealt = deal_items(plan.items, min(self._thread_count, 1 + total // _MIN_FILE_BYTES))
         else:
             dealt = [[item] for item in plan.items]
         return [
-            FilePlan(data_name(prefix, index, self._save_id), items, sum(map(stored_size, items)))
+            FilePlan(data_name(prefix, index, save.id), items, sum(map(stored_size, items)))
             for index, items in enumerate(dealt)
         ]
 
     def _write_file(
-        self, file: FilePlan, planner: SavePlanner, progress: TransferProgress, stop: threading.Event
+        self, save: _Save, file: FilePlan, planner: SavePlanner, progress: TransferProgress, stop: threading.Event
     ) -> list[WriteResult]:
-        bucket, key = self._address.bucket, self._address.key(file.name)
+        bucket, key = save.address.bucket, save.address.key(file.name)
         with upload(self._client, bucket, key, progress, size_hint=file.size_hint, stop=stop) as target:
             results = [write_item(target, file.name, item, planner, self._extensions) for item in file.items]
         return results
+
+
+def _metadata_name(save: _Save) -> str:
+    if save.use_collectives or save.rank is None:
+        return METADATA_NAME
+    return rank_metadata_name(save.rank)
 
 
 def is_s3_uri(checkpoint_id: str | os.PathLike[str]) -> bool:
