@@ -153,12 +153,14 @@ def test_a_part_size_below_what_s3_allows() -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["localhost:9000", "ftp://host", "http://", "http://h:99999", "http://u:p@h", "https://h?x=1"]
+    "endpoint",
+    ["localhost:9000", "ftp://host", "http://", "http://h:99999", "http://u:hidden@h", "https://h?x=1", "http://[::1"],
 )
 def test_an_endpoint_that_is_no_url(endpoint: str) -> None:
     with pytest.raises(ConfigError, match="endpoint is") as caught:
         S3Client("us-east-1", endpoint=endpoint)
     assert "https://s3.example.com" in str(caught.value)
+    assert "hidden@" not in str(caught.value).replace("<hidden>@", "")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from s3core import CredentialsError, S3Client, S3ClientConfig
 from s3core._credentials import Credentials, CredentialSource
 from s3core._settings import Settings, resolve_settings
-from servers import CountingServer
+from servers import CountingServer, wait_until
 
 PAST, LATER = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (-1, 60))
 
@@ -262,3 +264,21 @@ def test_a_process_that_fails_is_an_error_of_ours(home: Callable[..., None]) -> 
     home(config="[profile mine]\ncredential_process = false\n")
     with pytest.raises(CredentialsError, match="credential"):
         CredentialSource(settings(profile="mine")).get()
+
+
+def test_a_source_of_credentials_is_let_go_with_its_client(counting_server: CountingServer) -> None:
+    class Vault:
+        def keys(self) -> dict[str, str]:
+            return {"access_key_id": counting_server.access_key, "secret_access_key": counting_server.secret_key}
+
+    vault = Vault()
+    client = S3Client(
+        counting_server.region,
+        endpoint=counting_server.endpoint,
+        s3client_config=S3ClientConfig(credentials=vault.keys),
+    )
+    next(client.list_objects(counting_server.bucket))
+    is_alive = weakref.ref(vault)
+    del client, vault
+    gc.collect()
+    wait_until(lambda: is_alive() is None)

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -316,3 +317,27 @@ class _interrupted_when:  # noqa: N801 (reads as a sentence)
 
     def __exit__(self, *error: object) -> None:
         self._thread.join()
+
+
+def test_a_small_object_that_waited_for_a_thread_is_not_sent_after_it_was_given_up(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(counting_server, max_concurrency=1)
+    counting_server.put("key", b"old")
+    counting_server.fault(operation="HeadObject", hold=True)
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            head = threads.submit(client.head_object, counting_server.bucket, "key")  # keeps the only thread
+            counting_server.wait_for_requests(1, operation="HeadObject")
+            stream = client.put_object(counting_server.bucket, "key")
+            stream.write(b"new")
+            closing = threads.submit(stream.close)
+            wait_until(stream._lock.locked)
+            stream._abort(timeout=0.1)
+        finally:
+            counting_server.release()
+        with pytest.raises(S3Exception, match="given up"):
+            closing.result()
+        head.result()
+    assert counting_server.get("key") == b"old"
+    assert "PutObject" not in counting_server.operations()

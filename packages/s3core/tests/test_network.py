@@ -6,8 +6,11 @@ import base64
 import importlib.util
 import logging
 import os
+import random
 import select
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from s3core import S3Client, S3ClientConfig, S3Exception
+from s3core import S3Client, S3ClientConfig, S3Exception, S3TimeoutError
 from servers import CountingServer, Listener, S3Server, is_seaweedfs_installed, start_seaweedfs
 
 
@@ -172,3 +175,60 @@ def test_an_address_of_the_sixth_version_is_reached(
     server = replace(counting_server, endpoint=forward.url)
     use_everything(make_client(server), counting_server.bucket)
     forward.close()
+
+
+def test_a_body_may_take_longer_than_any_time_limit() -> None:
+    """Of 2 s each here; 8 MB/s are taken, and the system holds some megabytes of what was sent."""
+    received = []
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            head, length, body = b"", 0, bytearray()
+            while data := connection.recv(64 * 1024):
+                body += data
+                if not head and b"\r\n\r\n" in body:
+                    head, _, rest = bytes(body).partition(b"\r\n\r\n")
+                    body = bytearray(rest)
+                    length = int(head.partition(b"Content-Length: ")[2].split()[0])
+                time.sleep(len(data) / 8e6)
+                if head and len(body) == length:
+                    received.append(bytes(body))
+                    connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n')
+
+    listener = Listener(serve)
+    config = S3ClientConfig(
+        access_key_id="id",
+        secret_access_key="hidden",
+        connect_timeout=2,
+        read_timeout=2,
+        max_attempts=1,
+        part_size=24 * 2**20,
+    )
+    data = random.Random(1).randbytes(24 * 2**20)
+    try:
+        with S3Client("us-east-1", endpoint=listener.url, s3client_config=config).put_object("bucket", "key") as stream:
+            stream.write(data)
+    finally:
+        listener.close()
+    assert received == [data]
+
+
+def test_a_store_that_takes_nothing_is_given_up_in_time() -> None:
+    taken = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            taken.wait(60)
+
+    listener = Listener(serve)
+    config = S3ClientConfig(
+        access_key_id="id", secret_access_key="hidden", connect_timeout=30, read_timeout=0.5, max_attempts=1
+    )
+    client = S3Client("us-east-1", endpoint=listener.url, s3client_config=config)
+    try:
+        with pytest.raises(S3TimeoutError, match="bucket/key"), client.put_object("bucket", "key") as stream:
+            stream.write(bytes(8 * 2**20))
+    finally:
+        taken.set()
+        listener.close()

@@ -99,7 +99,7 @@ class GetTemplate:
         names, canonical = canonical_request("GET", address.host, _PATH, headers)
         headers["Authorization"] = signer.authorization(names, _SIGNATURE)
         wire = get_request(_PATH, address.host, headers)
-        return cls(second, address, keys, _format(wire), _format(canonical.encode()), signer)
+        return cls(second, address, keys, _format(wire), _format(canonical.encode("latin-1")), signer)
 
     def is_of(self, second: int, address: Address, keys: Credentials | None) -> bool:
         """Whether a request of this time and place is one of them."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from ._config import MiB
 from ._loading import load, loading
 from ._settings import Settings
 
@@ -23,6 +24,9 @@ T = TypeVar("T")
 # With what sockets and headers import by themselves when they are first used.
 _LIBRARIES = ("urllib3", "urllib3.exceptions", "encodings.idna", "email.utils")
 Pieces = Sequence[bytes | bytearray | memoryview]
+# Python's time limit is for all that one call sends; in the default of 30 s so much goes at 35 kB/s.
+# https://docs.python.org/3/library/socket.html#socket.socket.sendall
+_SENT_AT_ONCE = MiB
 
 
 class Library:
@@ -78,6 +82,8 @@ class Library:
             # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
             target = f"{origin}{_DOT_SEGMENT.sub(_escape_dots, target)}"
             headers |= pool.proxy_headers
+        if body is not None:
+            body = list(_cut([body] if isinstance(body, bytes) else body))
         return _translated(
             lambda: pool.urlopen(
                 method,
@@ -127,7 +133,9 @@ class Library:
                     proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"
                 )
             manager = urllib3.ProxyManager(proxy, **options)
-        return manager.connection_from_url(origin)
+        pool = manager.connection_from_url(origin)
+        pool.ConnectionCls = _patient(pool.ConnectionCls, config.read_timeout)
+        return pool
 
 
 class LibraryReply:
@@ -183,6 +191,29 @@ class LibraryReply:
         self._response.close()
 
 
+def _patient(kind: Any, seconds: float) -> Any:
+    """A class of connections that wait longer for sending than for connecting, as urllib3's own do not.
+
+    Args:
+        kind: urllib3's class.
+        seconds: How long.
+    """
+
+    class Patient(kind):  # type: ignore[misc]
+        def connect(self) -> None:
+            super().connect()
+            self.sock.settimeout(seconds)
+
+    return Patient
+
+
+def _cut(body: Pieces) -> Iterator[memoryview]:
+    for piece in body:
+        view = memoryview(piece)
+        for start in range(0, len(view), _SENT_AT_ONCE):
+            yield view[start : start + _SENT_AT_ONCE]
+
+
 def _translated(call: Callable[[], T]) -> T:
     """Make an `OSError` of every way in which a connection fails."""
     import http.client
@@ -194,6 +225,7 @@ def _translated(call: Callable[[], T]) -> T:
     except (http_errors.HTTPError, http.client.HTTPException) as error:
         # urllib3 counts a refused connection among the timeouts.
         is_late = isinstance(error, http_errors.TimeoutError) and not isinstance(error, http_errors.NewConnectionError)
+        is_late |= any(isinstance(reason, TimeoutError) for reason in error.args)  # while the body was sent
         raise (TimeoutError if is_late else ConnectionError)(_words(error)) from error
 
 

@@ -32,6 +32,8 @@ logger = logging.getLogger("s3core")
 
 _SLICE_SECONDS = 0.5
 _ABORT_ROUNDS = 3
+# How long whoever was interrupted waits for the abort before it goes on in the background.
+INTERRUPT_SECONDS = 0.5
 
 
 class _State(Enum):

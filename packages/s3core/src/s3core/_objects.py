@@ -13,7 +13,7 @@ from ._errors import Failure, error_for
 from ._exceptions import NoSuchKeyError, PreconditionFailedError
 from ._head import Target, changed_error, head_with_headers
 from ._headers import creation_headers, customer_key_headers
-from ._multipart import MultipartUpload
+from ._multipart import INTERRUPT_SECONDS, MultipartUpload
 from ._plan import MAX_COPY_SIZE, plan_part_size, split_range
 from ._rest import Refused, Request
 from ._uri import check_key, uri_of
@@ -153,7 +153,7 @@ def copy_object(
             upload.submit_copy(number, {**headers, "x-amz-copy-source-range": f"bytes={start}-{end - 1}"})
         upload.complete(info.size)
     except BaseException as error:
-        upload.abort()
+        upload.abort(30.0 if isinstance(error, Exception) else INTERRUPT_SECONDS)
         if isinstance(error, PreconditionFailedError):
             raise changed_error(source) from None
         raise

@@ -118,6 +118,11 @@ def remember_credentials(settings: Settings, credentials: Credentials) -> None:
     _resolved[settings] = credentials
 
 
+def forget_credentials(settings: Settings) -> None:
+    """Let go of resolved credentials, and of what the settings refer to."""
+    _resolved.pop(settings, None)
+
+
 def _at_exit(call: Callable[[], None]) -> None:
     # `atexit` does not run in multiprocessing's children, which end by `os._exit` after their finalizers.
     multiprocessing = sys.modules.get("multiprocessing.process")

@@ -15,7 +15,7 @@ from ._exceptions import S3Exception
 from ._head import Target
 from ._headers import checksum_headers, checksum_of, creation_headers
 from ._memory import new_buffer
-from ._multipart import MultipartUpload
+from ._multipart import INTERRUPT_SECONDS, MultipartUpload
 from ._part import Part
 from ._plan import MAX_PARTS, plan_part_size, plan_parts_in_flight
 from ._pool import wait_for
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 # Shorter pieces are copied even when they need not be: each piece is a call to the socket, maybe a packet.
 _MIN_REFERRED = 64 * KiB
-# How long an interrupted `with` block waits for the abort before it goes on in the background.
-_INTERRUPT_SECONDS = 0.5
 
 
 class PutObjectStream:
@@ -75,6 +73,7 @@ class PutObjectStream:
         self._error: BaseException | None = None
         self._is_torn = False  # While a write is not all here; for good when it failed.
         self._aborted = False
+        self._stop = threading.Event()  # No PUT of the whole object is begun any more.
         self._closed = False
 
     @property
@@ -171,7 +170,7 @@ class PutObjectStream:
             self.close()
         else:
             # Ctrl-C wants to be through at once; the abort then goes on in the background. A write has waited already.
-            seconds = _INTERRUPT_SECONDS if self._error is None else 0.0
+            seconds = INTERRUPT_SECONDS if self._error is None else 0.0
             self._abort(timeout=30.0 if isinstance(error, Exception) else seconds)
 
     def __del__(self) -> None:
@@ -187,6 +186,7 @@ class PutObjectStream:
         if self._closed or self._aborted or self._runtime.pid != os.getpid():
             return
         self._aborted = True
+        self._stop.set()
         upload = self._upload
         if upload is not None:
             upload.abort(timeout)
@@ -202,7 +202,7 @@ class PutObjectStream:
     def _fail(self, error: BaseException) -> None:
         self._error = error
         if self._upload is not None:
-            self._upload.abort(30.0 if isinstance(error, Exception) else _INTERRUPT_SECONDS)
+            self._upload.abort(30.0 if isinstance(error, Exception) else INTERRUPT_SECONDS)
         self._drop_buffers()
 
     def _note_tear(self) -> None:
@@ -324,12 +324,11 @@ class PutObjectStream:
         # One piece of our own, whatever the caller promised: after Ctrl-C it may change while it is still being sent.
         body = b"".join(self._part.pieces())
         headers = {**self._headers, **checksum_headers(self._checksum, checksum_of([body], self._checksum))}
-        stop = threading.Event()
-        request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body, stop=stop)
+        request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body, stop=self._stop)
         try:
             wait_for(self._runtime.pool.submit(self._runtime.rest.send, request))
         except BaseException:
-            stop.set()  # A late attempt must not overwrite what is written after an interruption.
+            self._stop.set()  # A late attempt must not overwrite what is written after an interruption.
             raise
 
 

@@ -65,7 +65,7 @@ class Request:
         headers: Headers beside those of the signature.
         body: The body, whole or in pieces, kept unchanged until the answer is there.
         what: The operation's name for messages; the method if empty.
-        stop: When this is set, no further attempt is made.
+        stop: When this is set, no attempt is begun any more.
         attempts_made: How many attempts were made before, elsewhere.
     """
 
@@ -215,6 +215,8 @@ class RestClient:
         if attempt:
             back_off(attempt, request.stop)
         while True:
+            if request.stop is not None and request.stop.is_set():  # It may have waited for a thread until now.
+                raise S3Exception(f"{request.operation} of {request.uri} was given up")
             attempt += 1
             address = self._runtime.address(request.bucket)
             keys = self._runtime.keys()
@@ -237,8 +239,6 @@ class RestClient:
                 if not passes or attempt >= attempts:
                     raise Refused(failure, request)
             back_off(attempt, request.stop)
-            if request.stop is not None and request.stop.is_set():
-                raise S3Exception(f"{request.operation} of {request.uri} was given up")
 
     def _logged(
         self, request: Request, attempt: int, once: Callable[[], A], body_of: Callable[[A], bytes]
@@ -357,10 +357,11 @@ class RestClient:
             headers["x-amz-request-payer"] = "requester"
         if config.expected_bucket_owner is not None:
             headers["x-amz-expected-bucket-owner"] = config.expected_bucket_owner
-        if request.body is None and request.method in ("PUT", "POST"):
+        body = request.body
+        if body is not None:
+            headers["Content-Length"] = str(len(body) if isinstance(body, bytes) else sum(map(len, body)))
+        elif request.method in ("PUT", "POST"):
             headers["Content-Length"] = "0"
-        elif request.body is not None and not isinstance(request.body, bytes):
-            headers["Content-Length"] = str(sum(len(piece) for piece in request.body))
         headers.update(request.headers)
         return headers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from ._budget import ByteBudget
 from ._credentials import Credentials, CredentialSource
 from ._exchanges import Exchanges
 from ._pool import Pool
-from ._process import inherited_credentials, process
+from ._process import forget_credentials, inherited_credentials, process
 from ._settings import Settings, proxy_for
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Runtime:
         self.budget = ByteBudget(settings.config.memory_limit)
         self.credentials = CredentialSource(settings, inherited_credentials(settings))
         self.rest = RestClient(self)
+        # They may refer to objects of the user, such as a callable that provides credentials.
+        weakref.finalize(self, forget_credentials, settings).atexit = False
         self.get_templates: dict[tuple[str, bool], GetTemplate] = {}
         self._lock = threading.Lock()
         self._addresses: dict[str, Address] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -195,14 +196,16 @@ def _profile_endpoint(session: botocore.session.Session) -> str | None:
 
 
 def _check_endpoint(endpoint: str) -> str:
-    parts = urlsplit(endpoint) if isinstance(endpoint, str) else None
+    parts = None
     try:
+        parts = urlsplit(endpoint) if isinstance(endpoint, str) else None
         fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         fits = False
     if not fits or parts is None or parts.query or parts.fragment or parts.username:
+        shown = re.sub(r"//[^/]*@", "//<hidden>@", endpoint) if isinstance(endpoint, str) else endpoint
         raise ConfigError(
-            f"endpoint is {endpoint!r}; it must be a URL like 'https://s3.example.com' or 'http://host:9000'"
+            f"endpoint is {shown!r}; it must be a URL like 'https://s3.example.com' or 'http://host:9000'"
         )
     return endpoint.rstrip("/")
 

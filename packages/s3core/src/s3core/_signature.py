@@ -52,7 +52,7 @@ def sign(
     signer = signer_of(keys, region, int(time.time() if now is None else now.timestamp()))
     signed = {**headers, **signer.headers}
     names, canonical = canonical_request(method, host, target, signed)
-    return {**signed, "Authorization": signer.authorization(names, signer.signature(canonical.encode()))}
+    return {**signed, "Authorization": signer.authorization(names, signer.signature(canonical.encode("latin-1")))}
 
 
 def canonical_request(method: str, host: str, target: str, headers: Mapping[str, str]) -> tuple[str, str]:
