@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -34,13 +33,13 @@ class _Part:
     Args:
         start: First byte.
         end: One past the last byte that was asked for.
-        data: The future of its bytes; None while it is handed to the pool.
+        data: Its bytes; None while it is handed to the pool.
         charge: Bytes taken from the client's budget for it.
     """
 
     start: int
     end: int
-    data: Future[Any] | Outcome[Any] | None
+    data: Outcome[Any] | None
     charge: int
 
 
@@ -79,7 +78,7 @@ class GetObjectStream:
         self._etag = etag
         # What was said before the first answer is only a hint: the object may have been replaced since.
         self._hint = object_info
-        self._answer: Future[ObjectInfo] | Outcome[ObjectInfo] | None = None
+        self._answer: Outcome[ObjectInfo] | None = None
         self._position = self._planned = start or 0
         self._rest: tuple[int, memoryview] | None = None  # Where it begins, and what is left of the last chunk.
         self._parts: deque[_Part] = deque()
@@ -359,14 +358,14 @@ class GetObjectStream:
         assert self._answer is not None
         return self._wait(self._answer)
 
-    def _wait(self, future: Future[T] | Outcome[T]) -> T:
+    def _wait(self, outcome: Outcome[T]) -> T:
         """Wait for an answer or its bytes; when it failed, the next use asks again from where the reader is."""
         try:
-            return wait_for(future)
+            return wait_for(outcome)
         except Stopped:
             raise ValueError(f"the stream of {self._target.uri} was closed while it was being read") from None
         except BaseException:
-            if future.done():  # Else it is the waiting that was interrupted.
+            if outcome.done():  # Else it is the waiting that was interrupted.
                 self._start_over()
             raise
 

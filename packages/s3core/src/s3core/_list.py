@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from ._exceptions import S3Exception
 from ._info import ListObjectResult
+from ._outcome import Outcome
 from ._pool import wait_for
 from ._rest import Request
 from ._uri import uri_of
@@ -28,12 +28,12 @@ class _Coming:
     Args:
         token: Its continuation token.
         pid: The process that asked for it.
-        body: The future of its document.
+        body: Its document.
     """
 
     token: str
     pid: int
-    body: Future[bytes]
+    body: Outcome[bytes]
 
 
 class ListObjectStream:
@@ -90,7 +90,7 @@ class ListObjectStream:
         if following:
             self._coming = self._ask(following)  # Before this page is parsed: it is on its way meanwhile.
             # Parsing holds Python's lock for milliseconds: until the request is sent, unless its thread gets a moment.
-            wait([self._coming.body], timeout=_SENDING_SECONDS)
+            self._coming.body.wait(_SENDING_SECONDS)
         page = parse_listing(body, self._what)
         self._token = following  # Last of all: a page that could not be handed out comes again.
         return page

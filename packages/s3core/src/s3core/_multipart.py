@@ -13,7 +13,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from ._exceptions import S3Exception
 from ._head import Target, head
 from ._headers import checksum_headers, checksum_of, customer_key_headers
 from ._library import Pieces
+from ._outcome import Outcome
 from ._pool import wait_for
 from ._rest import Refused, Request
 from ._xml import Document, completion_document
@@ -259,7 +259,7 @@ class MultipartUpload:
             self._changed.notify_all()
             return not self._steps and self._state is not _State.DONE
 
-    def _submit(self, send: Callable[[], None], skip: Callable[[], None] = lambda: None) -> Future[None]:
+    def _submit(self, send: Callable[[], None], skip: Callable[[], None] = lambda: None) -> Outcome[None]:
         step = _Step(send, skip)
         self._steps.add(step)
         return self._runtime.pool.submit(self._run, step)

@@ -44,6 +44,19 @@ class Outcome(Generic[T]):
         """The error that was told."""
         return self._error
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is told.
+
+        Args:
+            timeout: Seconds to wait; None for as long as it takes.
+
+        Returns:
+            Whether it is.
+        """
+        if not self._is_done and self._bell.acquire(timeout=-1 if timeout is None else timeout):
+            self._bell.release()  # For others that wait; whoever comes later sees that it is done.
+        return self._is_done
+
     def result(self, timeout: float | None = None) -> T:
         """Wait for the result.
 
@@ -54,11 +67,8 @@ class Outcome(Generic[T]):
             TimeoutError: It is not told yet.
             BaseException: The error that was told.
         """
-        if not self._is_done:
-            if self._bell.acquire(timeout=-1 if timeout is None else timeout):
-                self._bell.release()  # For others that wait; whoever comes later sees that it is done.
-            if not self._is_done:
-                raise TimeoutError
+        if not self.wait(timeout):
+            raise TimeoutError
         if self._error is not None:
             raise self._error
         return self._result

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
@@ -52,7 +51,7 @@ class Pool:
         self._count = 0
         weakref.finalize(self, self._queue.put, None).atexit = False
 
-    def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Outcome[T]:
         """Run a call on one of the threads.
 
         Args:
@@ -61,19 +60,20 @@ class Pool:
             **kwargs: Its keyword arguments.
 
         Returns:
-            The future of its result.
+            What comes of it.
         """
-        future: Future[T] = Future()
+        outcome: Outcome[T] = Outcome()
+        is_wanted = True
 
         def task() -> None:
-            if not future.set_running_or_notify_cancel():
+            if not is_wanted:
                 return
             try:
                 result = call(*args, **kwargs)
             except BaseException as error:
-                future.set_exception(error)
+                outcome.set_exception(error)
             else:
-                future.set_result(result)
+                outcome.set_result(result)
 
         try:
             self._idle.get_nowait()
@@ -85,9 +85,9 @@ class Pool:
             try:
                 self._add_thread()
             except BaseException:
-                future.cancel()
+                is_wanted = False
                 raise
-        return future
+        return outcome
 
     def run_soon(self, call: Callable[[], None]) -> None:
         """Run a call that raises nothing on one of the threads that there are, as soon as one is free.
@@ -117,11 +117,11 @@ class Pool:
                 self._count += 1
 
 
-def wait_for(future: Future[T] | Outcome[T]) -> T:
-    """Wait for a future in such a way that Ctrl-C is seen.
+def wait_for(outcome: Outcome[T]) -> T:
+    """Wait for an outcome in such a way that Ctrl-C is seen.
 
     Args:
-        future: The future of a task of a pool.
+        outcome: Of a task of a pool, or of an exchange.
 
     Returns:
         Its result.
@@ -131,10 +131,10 @@ def wait_for(future: Future[T] | Outcome[T]) -> T:
     """
     while True:
         try:
-            return future.result(timeout=_SLICE_SECONDS)
+            return outcome.result(timeout=_SLICE_SECONDS)
         except TimeoutError:
-            if future.done():  # Else it is the slice that is over.
-                return future.result()
+            if outcome.done():  # Else it is the slice that is over.
+                return outcome.result()
 
 
 def _work(queue: SimpleQueue[_Task | None], idle: SimpleQueue[None]) -> None:
