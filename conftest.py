@@ -8,7 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))  # also before pytest reads `pythonpath`
 
+from hypothesis import settings
+
 from servers.fixtures import *  # noqa: F403
+
+# A loaded machine makes an example slow, not wrong.
+settings.register_profile("s3torch", deadline=None)
+settings.load_profile("s3torch")
 
 
 def _forget_real_accounts() -> None:

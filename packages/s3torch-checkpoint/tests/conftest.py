@@ -12,15 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 
 from s3core import S3ClientConfig
 from servers import S3Server
 from servers.counting import CountingServer
-
-# A loaded machine makes an example slow, not wrong.
-settings.register_profile("s3torch-checkpoint", deadline=None)
-settings.load_profile("s3torch-checkpoint")
 
 
 def options_for(server: S3Server, **settings: Any) -> dict[str, Any]:
