@@ -59,7 +59,7 @@ class S3ClientConfig:
         memory_limit: Bytes that one client may hold in its own buffers (parts to upload, ranges read ahead). The
             smallest step of each stream, one part, is always allowed.
         connect_timeout: Seconds to wait for a connection.
-        read_timeout: Seconds to wait for the next bytes of an answer.
+        read_timeout: Seconds to wait for the next bytes of an answer, and for the store to take the next MiB of a body.
         ca_bundle: Path of a PEM file with certificates to trust; None for `AWS_CA_BUNDLE`, then the system's.
         proxy: URL of an HTTP proxy; `""` for none; None for `HTTPS_PROXY`/`HTTP_PROXY` unless `NO_PROXY` names the host
             (loopback addresses never go through a proxy).
