@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import pickle
 import subprocess
@@ -13,7 +14,7 @@ import fsspec
 import pytest
 from fsspec.core import url_to_fs
 
-from s3core import AccessDeniedError, NoSuchBucketError, S3ClientConfig
+from s3core import AccessDeniedError, NoSuchBucketError, S3ClientConfig, S3Exception
 from s3torch_lightning import S3FileSystem, S3LightningCheckpoint, register_filesystem
 from servers import CountingServer
 
@@ -173,14 +174,18 @@ def test_a_text_file_of_a_bad_encoding_leaves_the_old_file(
     assert server.get("top") == b"top"
 
 
+@pytest.mark.parametrize("mode", ["wb", "w"])
 def test_a_transaction_shows_all_of_its_files_at_its_end_or_none(
-    fs: S3FileSystem, filled: str, server: CountingServer
+    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
 ) -> None:
     def write(error: bool) -> None:
         with fs.transaction:
             for name in ("top", "new"):
-                with fs.open(f"{filled}/{name}", "wb") as file:
-                    file.write(b"later")
+                with fs.open(f"{filled}/{name}", mode) as file:
+                    file.write(b"later" if mode == "wb" else "later")
+                assert file.closed
+                del file
+                gc.collect()
             assert server.get("top") == b"top"
             if error:
                 raise RuntimeError("no")
@@ -191,6 +196,52 @@ def test_a_transaction_shows_all_of_its_files_at_its_end_or_none(
     assert "new" not in server.objects()
     write(error=False)
     assert server.get("top") == server.get("new") == b"later"
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_a_transaction_refuses_a_file_that_was_never_closed(
+    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
+) -> None:
+    def write() -> None:
+        with fs.transaction:
+            file = fs.open(f"{filled}/top", mode)
+            file.write(b"half" if mode == "wb" else "half")
+            del file
+            gc.collect()
+
+    with pytest.raises(S3Exception, match=r"/top was (given up|not closed) in its transaction"):
+        write()
+    gc.collect()
+    assert server.get("top") == b"top"
+    with fs.open(f"{filled}/new", mode) as file:
+        file.write(b"later" if mode == "wb" else "later")
+    assert server.get("new") == b"later"
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_a_transaction_refuses_a_file_that_was_given_up(
+    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
+) -> None:
+    def write() -> None:
+        with fs.transaction, contextlib.suppress(RuntimeError), fs.open(f"{filled}/top", mode) as file:
+            file.write(b"half" if mode == "wb" else "half")
+            raise RuntimeError("no")
+
+    with pytest.raises(S3Exception, match="/top was given up in its transaction"):
+        write()
+    assert server.get("top") == b"top"
+
+
+def test_a_file_of_a_transaction_takes_nothing_after_its_close(
+    fs: S3FileSystem, filled: str, server: CountingServer
+) -> None:
+    with fs.transaction:
+        file = fs.open(f"{filled}/top", "wb")
+        file.write(b"all")
+        file.close()
+        with pytest.raises(ValueError, match="after its close"):
+            file.write(b" and more")
+    assert server.get("top") == b"all"
 
 
 def test_removing_is_exact(fs: S3FileSystem, filled: str, server: CountingServer) -> None:

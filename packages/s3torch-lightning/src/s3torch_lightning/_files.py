@@ -6,6 +6,9 @@ import io
 from types import TracebackType
 from typing import Any
 
+from typing_extensions import Buffer
+
+from s3core import PutObjectStream, S3Exception
 from s3torch_datasets import S3Writer
 
 
@@ -14,13 +17,42 @@ class DeferredWriter(S3Writer):
 
     Args:
         stream: The upload, from `S3Client.put_object`.
+        uri: Where the object will be.
     """
+
+    def __init__(self, stream: PutObjectStream, uri: str) -> None:
+        super().__init__(stream)
+        self._uri = uri
+        self._ended = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the writing has ended, or the object was given up."""
+        return self._ended or super().closed
+
+    def write(self, data: Buffer) -> int:
+        """Take bytes, as any writer does until `close`."""
+        if self._ended:
+            raise ValueError(f"write to {self._uri} after its close")
+        return super().write(data)
 
     def close(self) -> None:
         """End the writing."""
+        self._ended = True
 
     def commit(self) -> None:
-        """Make the object visible."""
+        """Make the object visible.
+
+        Raises:
+            S3Exception: It was never closed, or was given up after an exception; the previous object is as it was.
+        """
+        if self._closed:
+            raise S3Exception(f"{self._uri} was given up in its transaction, and is as it was; write it again")
+        if not self._ended:
+            self.abort()
+            raise S3Exception(
+                f"{self._uri} was not closed in its transaction, and is as it was; close it before the end"
+            )
         super().close()
 
     def discard(self) -> None:
@@ -75,9 +107,16 @@ class TextWriter(io.TextIOWrapper):
 
     def close(self) -> None:
         """Write what is buffered and complete the object; nothing after the object was given up."""
-        if not self._writer.closed:
-            super().close()
+        if self._writer.closed:
+            return
+        try:
+            self.flush()
+        except BaseException:
+            self._writer.abort()  # the base class would complete what lacks its end
+            raise
+        super().close()
 
     def __del__(self) -> None:
         # io.IOBase would call close() here, which completes the object.
-        self._writer.abort()
+        if not self._writer.closed:
+            self._writer.abort()

@@ -314,7 +314,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         if mode not in {"wb", "xb", "ab"}:
             raise ValueError(f"s3:// opens with mode 'rb', 'wb', 'xb' or 'ab', got {mode!r} for s3://{bucket}/{key}")
         stream = self._client.put_object(bucket, key)
-        writer = S3Writer(stream) if autocommit else DeferredWriter(stream)
+        writer = S3Writer(stream) if autocommit else DeferredWriter(stream, f"s3://{bucket}/{key}")
         if mode == "ab":
             try:
                 before = self._client.get_object(bucket, key).read_all()
