@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import gzip
 import pickle
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.compression import compr
 from fsspec.core import url_to_fs
 
 from s3core import AccessDeniedError, NoSuchBucketError, S3ClientConfig, S3Exception
@@ -171,6 +173,86 @@ def test_a_text_file_of_a_bad_encoding_leaves_the_old_file(
     with pytest.raises(LookupError, match="no-such-encoding"):
         fs.open(f"{filled}/top", "w", encoding="no-such-encoding")
     gc.collect()
+    assert server.get("top") == b"top"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("mode", ["wb", "wt"])
+@pytest.mark.parametrize("compression", sorted(filter(None, compr)))
+def test_a_compressed_file_is_written_and_read_back(
+    fs: S3FileSystem, server: CountingServer, compression: str, mode: str
+) -> None:
+    path = f"s3://{server.bucket}/notes"
+    content = "line\n" * 100_000
+    with fs.open(path, mode, compression=compression) as file:
+        file.write(content.encode() if "b" in mode else content)
+    del file
+    gc.collect()
+    assert server.get("notes") != content.encode()
+    with fs.open(path, "rb", compression=compression) as file:
+        assert file.read() == content.encode()
+    with fs.open(path, "r", compression=compression) as file:
+        assert file.read() == content
+
+
+def test_a_compression_is_inferred_from_the_suffix(fs: S3FileSystem, server: CountingServer) -> None:
+    for name in ("notes.gz", "notes"):
+        with fs.open(f"s3://{server.bucket}/{name}", "wb", compression="infer") as file:
+            file.write(b"notes")
+    assert server.get("notes") == gzip.decompress(server.get("notes.gz")) == b"notes"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("mode", ["wb", "w"])
+@pytest.mark.parametrize("compression", sorted(filter(None, compr)))
+def test_a_compressed_file_that_is_given_up_or_dropped_leaves_the_old_one(
+    fs: S3FileSystem, filled: str, server: CountingServer, compression: str, mode: str
+) -> None:
+    half = b"half" if mode == "wb" else "half"
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        fs.open(f"{filled}/top", mode, compression=compression) as file,
+    ):
+        file.write(half)
+        raise KeyboardInterrupt
+    file = fs.open(f"{filled}/top", mode, compression=compression)
+    file.write(half)
+    del file
+    gc.collect()
+    assert server.get("top") == b"top"
+
+
+def test_a_compressed_file_whose_upload_fails_leaves_the_old_one(
+    fs: S3FileSystem, filled: str, server: CountingServer
+) -> None:
+    file = fs.open(f"{filled}/top", "wb", compression="gzip")
+    file.write(b"all")
+    server.fault(method="PUT", status=403, code="AccessDenied")
+    with pytest.raises(AccessDeniedError):
+        file.close()
+    assert server.get("top") == b"top"
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_a_transaction_commits_its_compressed_files(
+    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
+) -> None:
+    with fs.transaction:
+        with fs.open(f"{filled}/top", mode, compression="gzip") as file:
+            file.write(b"later" if mode == "wb" else "later")
+        del file
+        gc.collect()
+        assert server.get("top") == b"top"
+    assert gzip.decompress(server.get("top")) == b"later"
+
+
+def test_a_compression_that_cannot_be_is_refused_before_anything_is_sent(
+    fs: S3FileSystem, filled: str, server: CountingServer
+) -> None:
+    with pytest.raises(ValueError, match="rot13"):
+        fs.open(f"{filled}/top", "wb", compression="rot13")
+    with pytest.raises(ValueError, match="write it anew"):
+        fs.open(f"{filled}/top", "ab", compression="gzip")
     assert server.get("top") == b"top"
 
 

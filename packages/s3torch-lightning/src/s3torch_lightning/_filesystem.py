@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from fsspec import AbstractFileSystem
+from fsspec.compression import compr
+from fsspec.core import get_compression
 
 from s3core import NoSuchBucketError, NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
 from s3torch_datasets import S3Writer
 
-from ._files import DeferredWriter, TextWriter
+from ._files import CompressedUpload, DeferredWriter, TextWriter
 from ._repairs import repair_imported
 from ._settings import S3Settings, current_settings
 from ._uploads import pending_state
@@ -291,21 +294,48 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         with self._client.put_object(*self._split(path), size_hint=memoryview(value).nbytes or None) as stream:
             stream.write(value)
 
-    def open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
-        """Open an object; a text file that is written keeps the promise of a binary one.
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_options: dict[str, Any] | None = None,
+        compression: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Open an object; a file that is written as text or through compression keeps the promise of a binary one.
 
         Args:
             path: `s3://bucket/key`.
             mode: Reading, writing or appending (which rewrites the object), text or binary.
-            *args: As for any filesystem of fsspec.
+            block_size: Not used.
+            cache_options: Not used.
+            compression: The name of one of fsspec's compressions, or `"infer"` for that of the path's suffix.
             **kwargs: As for any filesystem of fsspec.
-        """
-        if "b" in mode or mode.startswith("r"):
-            return super().open(path, mode, *args, **kwargs)
-        text = {name: kwargs.pop(name) for name in ("encoding", "errors", "newline") if name in kwargs}
-        return TextWriter(super().open(path, mode.replace("t", "") + "b", *args, **kwargs), **text)
 
-    def _open(self, path: str, mode: str = "rb", autocommit: bool = True, **kwargs: Any) -> Any:
+        Raises:
+            ValueError: The compression is not known, or the object is to be appended to with one.
+        """
+        if mode.startswith("r"):
+            return super().open(path, mode, block_size, cache_options, compression, **kwargs)
+        compression = get_compression(os.fspath(path), compression)
+        if compression is not None:
+            if "a" in mode:
+                raise ValueError(f"{path} cannot be appended to with compression {compression!r}; write it anew")
+            kwargs["compress"] = compr[compression]
+        if "b" in mode:
+            return super().open(path, mode, block_size, cache_options, **kwargs)
+        text = {name: kwargs.pop(name) for name in ("encoding", "errors", "newline") if name in kwargs}
+        return TextWriter(super().open(path, mode.replace("t", "") + "b", block_size, cache_options, **kwargs), **text)
+
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",
+        autocommit: bool = True,
+        compress: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         bucket, key = self._split(path)
         if mode == "rb":
             return self.settings.checkpoint.reader(f"s3://{bucket}/{key}")
@@ -313,7 +343,8 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
             raise FileExistsError(f"s3://{bucket}/{key} exists")
         if mode not in {"wb", "xb", "ab"}:
             raise ValueError(f"s3:// opens with mode 'rb', 'wb', 'xb' or 'ab', got {mode!r} for s3://{bucket}/{key}")
-        stream = self._client.put_object(bucket, key)
+        upload = self._client.put_object(bucket, key)
+        stream = upload if compress is None else CompressedUpload(upload, compress)
         writer = S3Writer(stream) if autocommit else DeferredWriter(stream, f"s3://{bucket}/{key}")
         if mode == "ab":
             try:
