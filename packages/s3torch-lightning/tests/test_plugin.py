@@ -143,6 +143,17 @@ def test_an_option_of_a_bad_value_is_refused(plugin: S3LightningCheckpoint, run_
 
 
 @pytest.mark.parametrize("storage_options", [None, {"metadata": {"team": "blue"}}])
+def test_the_parts_follow_from_the_size_of_the_checkpoint(
+    plugin: S3LightningCheckpoint, run_uri: str, server: CountingServer, storage_options: Any
+) -> None:
+    # What cannot be known unless the size is: that no part is large enough.
+    checkpoint = {"weight": torch.UntypedStorage(8 * 2**40, device="meta")}
+    with pytest.raises(ConfigError, match="5 TiB"):
+        plugin.save_checkpoint(checkpoint, f"{run_uri}/a.ckpt", storage_options=storage_options)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("storage_options", [None, {"metadata": {"team": "blue"}}])
 def test_a_save_that_fails_leaves_the_old_checkpoint_and_says_why(
     plugin: S3LightningCheckpoint, run_uri: str, server: CountingServer, storage_options: Any
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from s3core import NoSuchKeyError, S3ClientConfig, parse_s3_uri
+from s3torch_checkpoint._payload_size import estimate_saved_bytes
 from s3torch_datasets import S3Writer
 
 from ._files import FirstErrorFile
@@ -161,7 +162,8 @@ class S3LightningCheckpoint(CheckpointIO):
         self, checkpoint: Any, uri: str, settings: S3Settings, metadata: Mapping[str, str]
     ) -> None:
         bucket, key = parse_s3_uri(uri)
-        with S3Writer(settings.client.put_object(bucket, key, metadata=metadata)) as writer:
+        size = estimate_saved_bytes(checkpoint)
+        with S3Writer(settings.client.put_object(bucket, key, size_hint=size, metadata=metadata)) as writer:
             file = FirstErrorFile(writer)
             try:
                 torch.save(checkpoint, file)  # type: ignore[arg-type]  # it needs `write` and `flush`
