@@ -197,7 +197,7 @@ def test_a_missing_checkpoint_is_named(plugin: S3LightningCheckpoint, run_uri: s
 
 def test_a_sharded_checkpoint_is_explained(plugin: S3LightningCheckpoint, run_uri: str, server: CountingServer) -> None:
     server.put("run/a.ckpt/.metadata", b"x")
-    with pytest.raises(NoSuchKeyError, match="S3ModelParallelStrategy"):
+    with pytest.raises(NoSuchKeyError, match=r"load it with S3FSDPStrategy or S3ModelParallelStrategy$"):
         plugin.load_checkpoint(f"{run_uri}/a.ckpt")
 
 

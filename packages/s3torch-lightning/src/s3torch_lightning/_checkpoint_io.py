@@ -127,8 +127,7 @@ class S3LightningCheckpoint(CheckpointIO):
         except NoSuchKeyError:
             if self._settings.checkpoint.exists(f"{uri.rstrip('/')}/{_METADATA_NAME}"):
                 raise NoSuchKeyError(
-                    f"{uri} is a sharded checkpoint; load it with S3FSDPStrategy or S3ModelParallelStrategy, or make "
-                    "it one file with s3torch_checkpoint.dcp.dcp_to_torch"
+                    f"{uri} is a sharded checkpoint; load it with S3FSDPStrategy or S3ModelParallelStrategy"
                 ) from None
             raise
 
