@@ -89,7 +89,7 @@ class OnS3:
         self._on_rank_zero(lambda: folder.tidy(meta))
 
     def _is_sharded(self, uri: str) -> bool:
-        """Whether a checkpoint is sharded or one object; where both lie, the sharded one was saved last.
+        """Whether a checkpoint is sharded or one object; where both lie, the younger is meant.
 
         Raises:
             FileNotFoundError: There is neither.

@@ -11,7 +11,7 @@ import torch.distributed.checkpoint.state_dict_loader as dcp_loading
 import torch.distributed.checkpoint.state_dict_saver as dcp_saving
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
-from s3core import parse_s3_uri
+from s3core import AccessDeniedError, NoSuchKeyError, ObjectInfo, parse_s3_uri
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
 
 from ._registration import forget_listings
@@ -39,8 +39,21 @@ class ShardedCheckpoint:
         self._progress = progress
 
     def exists(self) -> bool:
-        """Whether a sharded checkpoint was committed here; for one rank to ask."""
-        return self._settings.checkpoint.exists(f"{self.uri}/{METADATA_NAME}")
+        """Whether a sharded checkpoint was committed here, and no object of the same name after it; for one rank.
+
+        The plugin saves one object without a look at what lies below its name. S3 tells the time in whole seconds;
+        within one, the shards count as the younger.
+        """
+        shards = self._head(f"{self.uri}/{METADATA_NAME}")
+        if shards is None:
+            return False
+        try:
+            whole = self._head(self.uri)
+        except AccessDeniedError:  # the answer for what is not there, to whoever may read but not list
+            return True
+        if whole is None or whole.last_modified is None or shards.last_modified is None:
+            return True
+        return whole.last_modified <= shards.last_modified
 
     def require(self) -> None:
         """Say what is wrong when there is none; for one rank to ask.
@@ -129,3 +142,9 @@ class ShardedCheckpoint:
             s3client_config=self._settings.s3client_config,
             progress=self._progress,
         )
+
+    def _head(self, uri: str) -> ObjectInfo | None:
+        try:
+            return self._settings.client.head_object(*parse_s3_uri(uri))
+        except NoSuchKeyError:
+            return None
