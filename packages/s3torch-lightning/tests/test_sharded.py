@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from s3core import parse_s3_uri
 from s3torch_lightning import S3LightningCheckpoint
@@ -54,3 +56,29 @@ def test_shards_exist_for_whoever_may_not_ask_for_the_object(folder: ShardedChec
     server.put(f"{key}/.metadata", b"x")
     server.fault(operation="HeadObject", skip=1, status=403, code="AccessDenied")
     assert folder.exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
+def test_no_load_mixes_two_saves(plugin: S3LightningCheckpoint, folder: ShardedCheckpoint) -> None:
+    def save(step: int) -> None:
+        writer = ShardedCheckpoint(plugin.settings, folder.uri, progress=False)
+        state = {"model": {"weight": torch.full((4,), float(step))}, "optimizer_0": {"moment": torch.ones(4)}}
+        writer.save(state, {"step": step}, is_rank_zero=True)
+
+    def load(folder: ShardedCheckpoint) -> dict[str, Any]:
+        state = {"model": {"weight": torch.zeros(4)}}
+        folder.load(state)
+        return state
+
+    save(1)
+    assert torch.equal(load(folder)["model"]["weight"], torch.full((4,), 1.0))
+    folder.load({"optimizer_0": {"moment": torch.zeros(4)}})
+    assert folder.load_meta(weights_only=True) == {"step": 1}
+    save(2)
+    with pytest.raises(CheckpointException, match="replaced by a newer checkpoint"):
+        folder.load({"optimizer_0": {"moment": torch.zeros(4)}})
+    with pytest.raises(CheckpointException, match="replaced by a newer checkpoint"):
+        folder.load_meta(weights_only=True)
+    other = ShardedCheckpoint(plugin.settings, folder.uri, progress=False)
+    assert torch.equal(load(other)["model"]["weight"], torch.full((4,), 2.0))
+    assert other.load_meta(weights_only=True) == {"step": 2}

@@ -10,8 +10,10 @@ import torch
 import torch.distributed.checkpoint.state_dict_loader as dcp_loading
 import torch.distributed.checkpoint.state_dict_saver as dcp_saving
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata
 
 from s3core import AccessDeniedError, NoSuchKeyError, ObjectInfo, parse_s3_uri
+from s3torch_checkpoint import CorruptCheckpointError
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
 
 from ._registration import forget_listings
@@ -25,7 +27,7 @@ META_NAME = "meta.pt"
 
 
 class ShardedCheckpoint:
-    """One sharded checkpoint; all ranks call its methods together.
+    """One sharded checkpoint; all ranks call its methods together, and all that one of these reads is of one save.
 
     Args:
         settings: How to reach S3.
@@ -37,6 +39,7 @@ class ShardedCheckpoint:
         self.uri = uri.rstrip("/")
         self._settings = settings
         self._progress = progress
+        self._save_ids: set[str | None] = set()
 
     def exists(self) -> bool:
         """Whether a sharded checkpoint was committed here, and no object of the same name after it; for one rank.
@@ -108,6 +111,7 @@ class ShardedCheckpoint:
 
         Raises:
             RuntimeError: The checkpoint lacks an item.
+            CheckpointException: A rank could not read, or the checkpoint was replaced since the first `load`.
         """
         planner = None if strict else DefaultLoadPlanner(allow_partial_load=True)
         dcp_loading.load(state, storage_reader=self.reader(), planner=planner)
@@ -134,8 +138,12 @@ class ShardedCheckpoint:
         return meta
 
     def reader(self) -> S3StorageReader:
-        """A reader of this checkpoint, for torch's own loading functions too."""
-        return S3StorageReader(
+        """A reader of this checkpoint, for torch's own loading functions too; it refuses another save than the first.
+
+        A model, its optimizers and the rest are read one after the other, and each time the metadata is read anew.
+        """
+        return _ReaderOfOneSave(
+            self._save_ids,
             self._settings.region,
             self.uri,
             endpoint=self._settings.endpoint,
@@ -148,3 +156,19 @@ class ShardedCheckpoint:
             return self._settings.client.head_object(*parse_s3_uri(uri))
         except NoSuchKeyError:
             return None
+
+
+class _ReaderOfOneSave(S3StorageReader):
+    def __init__(self, save_ids: set[str | None], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._save_ids = save_ids
+
+    # Not `read_metadata`, whose errors torch takes for a sign that each rank has saved on its own.
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        self._save_ids.add(getattr(metadata.storage_meta, "save_id", None))
+        if len(self._save_ids) > 1:
+            raise CorruptCheckpointError(
+                f"{self.path} was replaced by a newer checkpoint while it was loaded, and a part of the older one is "
+                "in place; load it again"
+            )
+        super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
