@@ -30,6 +30,9 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
     is written appears at its clean close or not at all. A missing bucket and missing permission raise; they are not
     taken for a missing file.
 
+    Write with `fs.open`, which gives the object up after an exception. `with fsspec.open("s3://…", "wb")` completes it
+    even then: its block ends with a `close` that is not told of the exception.
+
     Args:
         region: AWS region of the buckets; None for the plugin's.
         endpoint: URL of an S3-compatible store; None for the plugin's.
