@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from s3core import ObjectInfo
 from s3torch_datasets import S3IterableDataset, S3ReaderConstructor
 from s3torch_datasets._disk_cache import DiskCache
+from s3torch_datasets._shared_index import _locked
 from servers import CountingServer
 
 Make = Callable[..., Any]
@@ -356,3 +357,28 @@ def test_a_forked_child_leaves_a_file_to_its_parent(tmp_path: Path) -> None:
     assert descriptor is not None
     assert os.read(descriptor, 2000) == b"a" * 400 + b"c" * 600
     os.close(descriptor)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("of_index", [False, True], ids=["cache", "index"])
+def test_a_child_that_was_forked_meanwhile_keeps_no_lock(tmp_path: Path, of_index: bool) -> None:
+    import fcntl
+
+    lock = _locked(str(tmp_path / "lock")) if of_index else DiskCache(tmp_path, 1000, None).locked()
+    read_end, write_end = os.pipe()
+    with lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(write_end)
+                os.read(read_end, 1)  # until the parent is done
+            finally:
+                os._exit(0)
+    try:
+        (path,) = tmp_path.iterdir()
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(write_end)
+        os.close(read_end)
+        os.waitpid(child, 0)

@@ -114,6 +114,8 @@ class DiskCache:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
+            # Closing alone would leave it to a child that was forked meanwhile, which shares the open file.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _sum_of_files(self, coming_bytes: int) -> int:

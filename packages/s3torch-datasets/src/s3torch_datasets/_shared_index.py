@@ -195,4 +195,6 @@ def _locked(path: str) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        # Closing alone would leave it to a child that was forked meanwhile, which shares the open file.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
