@@ -17,28 +17,40 @@ class ByteBudget:
         self._forks = ForkCount.now
         self._used = 0
         self._lock = threading.Lock()
+        self._returned: deque[int] = deque()
 
     @property
     def used_bytes(self) -> int:
         """Bytes taken now, in this process."""
-        return self._used if self._forks == ForkCount.now else 0
+        if self._forks != ForkCount.now:
+            return 0
+        with self._lock:
+            self._settle()
+            return self._used
 
     def try_take(self, size_bytes: int, limit_bytes: int) -> bool:
         """Takes bytes where the limit allows it, and says whether it did."""
         if self._forks != ForkCount.now:
             self.__init__()  # type: ignore[misc]  # the lock and the sum are the parent's
         with self._lock:
+            self._settle()
             if self._used + size_bytes > limit_bytes:
                 return False
             self._used += size_bytes
             return True
 
     def give_back(self, size_bytes: int) -> None:
-        """Gives back what was taken in this process."""
-        if self._forks != ForkCount.now:
-            return
-        with self._lock:
-            self._used = max(0, self._used - size_bytes)
+        """Gives back what was taken in this process.
+
+        Without the lock: destructors call this, which the garbage collector may run while this very thread holds it.
+        """
+        if self._forks == ForkCount.now:
+            self._returned.append(size_bytes)
+
+    def _settle(self) -> None:
+        while self._returned:
+            self._used = max(0, self._used - self._returned[0])
+            self._returned.popleft()  # not before: Ctrl-C may come behind this call
 
 
 PROCESS_BUDGET = ByteBudget()
