@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from operator import attrgetter, methodcaller
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from s3torch_datasets._index import ObjectIndex
+from s3torch_datasets._object_source import ObjectSource
 from servers import CountingServer
 
 Make = Callable[..., Any]
@@ -23,6 +26,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
 read = methodcaller("read")
 key = attrgetter("key")
+
+
+def read_key(reader: Any) -> str:
+    """Reads, so that those behind are read ahead."""
+    reader.read()
+    return str(reader.key)
 
 
 def take(iterator: Any, count: int) -> list[Any]:
@@ -79,6 +88,44 @@ def test_an_iteration_goes_on_at_the_object_that_was_interrupted(make_iterable: 
     other.load_state_dict(dataset.state_dict())
     assert seen + list(other) == contents
     assert seen + list(iterator) == contents
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("call", [1, 2, 150])
+@pytest.mark.parametrize(
+    "interrupted", [(ObjectSource, "prefetch"), (ObjectIndex, "__getitem__")], ids=lambda it: it[1]
+)
+def test_ctrl_c_in_the_midst_of_reading_ahead_loses_no_sample(
+    make_iterable: Make,
+    fill: Fill,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: tuple[type, str],
+    call: int,
+    shuffle: bool,
+) -> None:
+    fill(200)
+    dataset, other = (make_iterable(transform=read_key, shuffle=shuffle) for _ in range(2))
+    whole = list(other)
+    len(dataset.index)
+    original = getattr(*interrupted)
+    calls = itertools.count(1)
+
+    def interrupted_once(*arguments: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    iterator = iter(dataset)
+    seen: list[str] = []
+    monkeypatch.setattr(*interrupted, interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(iterator)
+    state = dataset.state_dict()
+    assert (state["position"], state["finished"]) == (len(seen), False)
+    other.load_state_dict(state)
+    assert seen + list(other) == whole
+    assert seen + list(iterator) == whole
+    assert dataset.state_dict()["finished"]
 
 
 def test_an_iteration_that_was_closed_is_over_and_can_be_resumed(make_iterable: Make, fill: Fill) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -123,8 +123,8 @@ class BackgroundListing:
             self._news.put(None)
 
 
-class ListedObjects(Iterator[S3BucketKeyData]):
-    """The objects of a shard, as a listing finds them. It goes on after an error that it raised, Ctrl-C for one.
+class ListedObjects:
+    """The objects of a shard by their number in it, from 0, as a listing finds them.
 
     Args:
         listing: The listing.
@@ -133,19 +133,16 @@ class ListedObjects(Iterator[S3BucketKeyData]):
 
     def __init__(self, listing: BackgroundListing, shard: Shard) -> None:
         self._listing = listing
-        self._row = shard.start
+        self._start = shard.start
         self._step = shard.step
 
-    def is_ready(self) -> bool:
-        """Whether the next one is there, or the end."""
-        return self._listing.has(self._row)
+    def has(self, number: int) -> bool:
+        """Whether `get` would not wait."""
+        return self._listing.has(self._start + number * self._step)
 
-    def __next__(self) -> S3BucketKeyData:
-        found = self._listing.get(self._row)
-        if found is None:
-            raise StopIteration
-        self._row += self._step
-        return found
+    def get(self, number: int) -> S3BucketKeyData | None:
+        """Returns an object once it is there; None behind the last one."""
+        return self._listing.get(self._start + number * self._step)
 
 
 class _Dropped(Exception):

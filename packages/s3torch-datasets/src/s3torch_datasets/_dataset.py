@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
@@ -162,17 +161,25 @@ class ObjectDataset(Generic[T_co]):
     def _source(self, row: int) -> ObjectSource:
         return ObjectSource(self._get_client(), self.index[row], self._cache)
 
-    def _look_ahead(self, objects: Iterable[S3BucketKeyData], is_ready: Callable[[], bool] = lambda: True) -> LookAhead:
-        client = self._get_client()
-        # Not a generator, which an error would end, and the iteration with it.
-        return self._look_ahead_over(map(partial(ObjectSource, client, cache=self._cache), objects), is_ready)
+    def _look_ahead(
+        self,
+        get_object: Callable[[int], S3BucketKeyData | None],
+        is_ready: Callable[[int], bool] = lambda number: True,
+    ) -> LookAhead:
+        client, cache = self._get_client(), self._cache
+
+        def get_source(number: int) -> ObjectSource | None:
+            one = get_object(number)
+            return None if one is None else ObjectSource(client, one, cache)
+
+        return self._look_ahead_over(get_source, is_ready)
 
     def _look_ahead_over(
-        self, sources: Iterable[ObjectSource], is_ready: Callable[[], bool] = lambda: True
+        self, get_source: Callable[[int], ObjectSource | None], is_ready: Callable[[int], bool] = lambda number: True
     ) -> LookAhead:
         workers = find_worker()[1]
         return LookAhead(
-            iter(sources),
+            get_source,
             max_objects=max(1, self._config.concurrency // workers),
             max_bytes=self._config.memory_limit // _LOOK_AHEAD_SHARE // workers,
             part_size_bytes=self._config.part_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -16,10 +16,9 @@ from s3torch_datasets._permutation import Permutation
 from s3torch_datasets._place import find_place, find_rank
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._resume import Progress, State, apply_state, check_is_between_epochs, check_is_state, to_state
+from s3torch_datasets._shard_rows import ShardRows
 from s3torch_datasets._sharding import Place, plan_shard
 from s3torch_datasets._shared_index import is_spawning
-
-_BLOCK_ROWS = 1024
 
 
 class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
@@ -140,13 +139,9 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
         self._progress = progress
         return progress
 
-    def _rows(self, progress: Progress) -> Iterator[int]:
-        """Yields the rows of the index from where the iteration stands."""
+    def _rows(self, progress: Progress) -> ShardRows:
         shard, settings = progress.shard, self._settings
-        shuffled = Permutation(shard.total, settings.seed, progress.epoch) if settings.shuffle else None
-        for first in range(progress.position, shard.size, _BLOCK_ROWS):
-            positions = shard.positions(first, _BLOCK_ROWS)
-            yield from (positions if shuffled is None else shuffled(positions)).tolist()
+        return ShardRows(shard, Permutation(shard.total, settings.seed, progress.epoch) if settings.shuffle else None)
 
     def _plan(self, total: int) -> tuple[Place, Any]:
         place, settings = Place(), self._settings

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from s3core import S3ClientConfig
 from s3torch_datasets._background_listing import ListedObjects
+from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._constructed_dataset import ConstructedDataset
 from s3torch_datasets._dataset import GetDatasetObjects, T_co, identity
 from s3torch_datasets._errors import SKIP
@@ -75,10 +76,15 @@ class S3IterableDataset(ConstructedDataset[S3Reader, T_co]):
         progress = self._begin(listing)
         if listing is not None:
             listed = ListedObjects(listing, progress.shard)
-            look_ahead = self._look_ahead(listed, listed.is_ready)
+            look_ahead = self._look_ahead(listed.get, listed.has)
         else:
-            index = self.index
-            look_ahead = self._look_ahead(index[row] for row in self._rows(progress))
+            index, rows = self.index, self._rows(progress)
+
+            def get_object(number: int) -> S3BucketKeyData | None:
+                row = rows.get(number)
+                return None if row is None else index[row]
+
+            look_ahead = self._look_ahead(get_object)
         return SampleIterator(look_ahead, self._sample_of, progress)
 
 
@@ -97,22 +103,20 @@ class SampleIterator(Iterator[T_co]):
         self._look_ahead = look_ahead
         self._make_sample = make_sample
         self._progress = progress
-        self._source: ObjectSource | None = None
         self._is_closed = False
 
     def __next__(self) -> T_co:
         while not (self._progress.finished or self._is_closed):
-            if self._source is None:
-                self._source = next(self._look_ahead, None)
-            if self._source is None:
+            source = self._look_ahead.get(self._progress.position)
+            if source is None:
                 self._progress.finished = True
                 break
             try:
-                sample = self._make_sample(self._source)
+                sample = self._make_sample(source)
             except Exception:
-                self._end_object()  # the error stands for the sample
+                self._progress.position += 1  # the error stands for the sample
                 raise
-            self._end_object()
+            self._progress.position += 1
             if sample is not SKIP:
                 return sample
         self.close()
@@ -122,10 +126,6 @@ class SampleIterator(Iterator[T_co]):
         """Stops what is on its way, and the iteration with it."""
         self._is_closed = True
         self._look_ahead.close()
-
-    def _end_object(self) -> None:
-        self._source = None
-        self._progress.position += 1
 
     def __del__(self) -> None:
         look_ahead = getattr(self, "_look_ahead", None)

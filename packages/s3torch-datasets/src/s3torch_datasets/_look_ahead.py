@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from s3torch_datasets._fork_count import ForkCount
 from s3torch_datasets._object_source import ObjectSource
@@ -56,51 +56,61 @@ class ByteBudget:
 PROCESS_BUDGET = ByteBudget()
 
 
-class LookAhead(Iterator[ObjectSource]):
+class LookAhead:
     """Hands out sources in order, while the ones behind are on their way.
+
+    The sources go by numbers, so that Ctrl-C loses none: what it interrupts is asked for again by the same number.
 
     It starts to read ahead when a source that was handed out is first opened as a whole, and stops sending when one was
     handed out and not opened: objects that nobody reads cost no request. `close` stops everything that is on its way.
 
     Args:
-        sources: The objects, in order.
+        get_source: Returns the object of a number; None behind the last one.
         max_objects: Most objects on their way or waiting, the current one included.
         max_bytes: Bound of the bytes of all look-aheads in this process.
         part_size_bytes: What one request fetches at most, and so the most that an object takes of the bound.
-        is_ready: Whether the next of the objects can be had without waiting; reading ahead does not wait for it.
+        is_ready: Whether the object of a number can be had without waiting; reading ahead does not wait for it.
     """
 
     def __init__(
         self,
-        sources: Iterator[ObjectSource],
+        get_source: Callable[[int], ObjectSource | None],
         *,
         max_objects: int,
         max_bytes: int,
         part_size_bytes: int,
-        is_ready: Callable[[], bool] = lambda: True,
+        is_ready: Callable[[int], bool] = lambda number: True,
     ) -> None:
-        self._sources = sources
+        self._get_source = get_source
         self._max_coming = max_objects - 1
         self._max_bytes = max_bytes
         self._part_size = part_size_bytes
         self._is_ready = is_ready
-        self._coming: deque[tuple[ObjectSource, int]] = deque()
-        self._held_back: ObjectSource | None = None
+        self._coming: deque[tuple[int, ObjectSource, int]] = deque()  # numbers behind the current one's, without gaps
+        self._number = -1
         self._current: ObjectSource | None = None
         self._armed = False
         self._forks = ForkCount.now
 
-    def __next__(self) -> ObjectSource:
-        last = self._current
-        if last is not None:
-            last.on_whole_read = None
-            if not last.was_opened:
-                self._armed = False
-        self._current = source = self._take()
-        source.on_whole_read = self._arm
+    def get(self, number: int) -> ObjectSource | None:
+        """Returns the source of a number: the one that was returned last, or the next; None behind the last one."""
+        if self._current is None or self._number != number:
+            last = self._current
+            if last is not None:
+                last.on_whole_read = None
+                if not last.was_opened:
+                    self._armed = False
+            source = self._coming[0][1] if self._coming else self._get_source(number)
+            if source is None:
+                return None
+            source.on_whole_read = self._arm
+            self._number, self._current = number, source
+        if self._coming and self._coming[0][0] == self._number:
+            PROCESS_BUDGET.give_back(self._coming[0][2])
+            self._coming.popleft()
         if self._armed:
             self._fill()
-        return source
+        return self._current
 
     def close(self) -> None:
         """Stops what is on its way."""
@@ -109,20 +119,10 @@ class LookAhead(Iterator[ObjectSource]):
             self._current.on_whole_read = None
             self._current = None
         while self._coming:
-            source, size = self._coming.popleft()
+            _, source, size = self._coming.popleft()
             if self._forks == ForkCount.now:
                 source.discard()
                 PROCESS_BUDGET.give_back(size)
-
-    def _take(self) -> ObjectSource:
-        if self._coming:
-            source, size = self._coming.popleft()
-            PROCESS_BUDGET.give_back(size)
-            return source
-        if self._held_back is not None:
-            source, self._held_back = self._held_back, None
-            return source
-        return next(self._sources)
 
     def _arm(self) -> None:
         if not self._armed:
@@ -131,16 +131,13 @@ class LookAhead(Iterator[ObjectSource]):
 
     def _fill(self) -> None:
         while len(self._coming) < self._max_coming:
-            if self._held_back is None and not self._is_ready():
-                return
-            source = self._held_back or next(self._sources, None)
-            self._held_back = source
+            number = (self._coming[-1][0] if self._coming else self._number) + 1
+            source = self._get_source(number) if self._is_ready(number) else None
             if source is None:
                 return
             known = source.known_size_bytes
             size = self._part_size if known is None else min(known, self._part_size)
             if not PROCESS_BUDGET.try_take(size, self._max_bytes):
                 return
-            self._held_back = None
-            self._coming.append((source, size))
+            self._coming.append((number, source, size))
             source.prefetch()

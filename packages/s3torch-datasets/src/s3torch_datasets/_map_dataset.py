@@ -198,12 +198,13 @@ def read_batch(members: Sequence[tuple[S3MapDataset[Any], ObjectSource]]) -> lis
     """
     if not members:
         return []
-    datasets = iter([dataset for dataset, _ in members])
-    look_ahead = members[0][0]._look_ahead_over(source for _, source in members)
+    look_ahead = members[0][0]._look_ahead_over(lambda number: members[number][1] if number < len(members) else None)
     samples = []
     try:
-        for source in look_ahead:
-            sample = next(datasets)._sample_of(source)
+        for number, (dataset, _) in enumerate(members):
+            source = look_ahead.get(number)
+            assert source is not None
+            sample = dataset._sample_of(source)
             if sample is not SKIP:
                 samples.append(sample)
     finally:

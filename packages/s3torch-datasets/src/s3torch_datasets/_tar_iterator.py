@@ -14,6 +14,7 @@ from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._permutation import mix_number
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._resume import Progress, State
+from s3torch_datasets._shard_rows import ShardRows
 from s3torch_datasets._tar import TarSample, iterate_samples
 from s3torch_datasets._tar_shard import TarShard
 
@@ -56,7 +57,7 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
     It goes on after an error that it raised, with the next sample or shard, and after Ctrl-C where it was interrupted.
 
     Args:
-        rows: Rows of the shards in the index, from where the iteration stands.
+        rows: Rows of the archives in the index.
         get_source: Returns the object of a row.
         constructor: Makes the readers of shards.
         transform: Makes a sample of a dictionary.
@@ -68,7 +69,7 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
 
     def __init__(
         self,
-        rows: Iterator[int],
+        rows: ShardRows,
         get_source: Callable[[int], ObjectSource],
         constructor: S3ReaderConstructorProtocol,
         transform: Callable[[dict[str, Any]], T_co],
@@ -184,8 +185,9 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
             self._add_shard()
         if not self._coming:
             return False
-        self._shard = self._coming.popleft()
-        self._samples = self._shard.samples(self._position.offset)
+        # Ctrl-C comes behind a call: before the first of these lines takes effect, or after both.
+        self._shard, self._samples = self._coming[0], self._coming[0].samples(self._position.offset)
+        self._coming.popleft()
         while sum(shard.first_bytes for shard in self._coming) < _AHEAD_BYTES:
             if len(self._coming) == _MAX_SHARDS_AHEAD or not self._add_shard():
                 break
@@ -193,7 +195,7 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         return True
 
     def _add_shard(self) -> bool:
-        row = next(self._rows, None)
+        row = self._rows.get(self._progress.position + len(self._coming) + (self._shard is not None))
         if row is None:
             return False
         self._coming.append(TarShard(row, self._get_source(row), self._constructor))
