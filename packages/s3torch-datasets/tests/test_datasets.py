@@ -19,6 +19,7 @@ from s3torch_datasets import (
     SKIP,
     ObjectFilter,
     S3BucketKeyData,
+    S3ConcatDataset,
     S3IterableDataset,
     S3MapDataset,
     S3Reader,
@@ -436,6 +437,25 @@ def test_samplers_subsets_and_splits_work(make_map: Make, fill: Fill) -> None:
     halves = [DistributedSampler(dataset, num_replicas=2, rank=rank, shuffle=False) for rank in (0, 1)]
     loaded = [list(DataLoader(dataset, batch_size=None, sampler=half)) for half in halves]
     assert loaded == [contents[0::2], contents[1::2]]
+
+
+class Labelled(S3MapDataset[Any]):
+    """As is usual with datasets that have no `__getitems__`."""
+
+    def __getitem__(self, index: int) -> Any:
+        return index, super().__getitem__(index)
+
+
+def test_a_subclass_with_a_getitem_of_its_own_makes_the_samples_of_a_batch(
+    fill: Fill, counting_server: CountingServer, connection: dict[str, Any]
+) -> None:
+    expected = list(enumerate(fill(4)))
+    dataset = Labelled.from_prefix(f"s3://{counting_server.bucket}/data/", transform=read, **connection)
+    assert dataset[1] == expected[1]
+    assert list(DataLoader(dataset, batch_size=2, collate_fn=list)) == [expected[:2], expected[2:]]
+    assert S3ConcatDataset([Subset(dataset, [3, 2]), dataset]).__getitems__([0, 2, 3]) == [
+        expected[row] for row in (3, 0, 1)
+    ]
 
 
 def test_a_subset_fetches_its_batch_at_the_same_time(

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from typing_extensions import TypeVar
 
-from s3torch_datasets._map_dataset import S3MapDataset, read_batch
+from s3torch_datasets._map_dataset import S3MapDataset, makes_own_samples, read_batch
 
 T_co = TypeVar("T_co", covariant=True, default=Any)
 
@@ -37,7 +37,7 @@ class S3ConcatDataset(ConcatDataset[T_co]):
         """Returns the samples of a batch in order; objects that `on_error` skips are left out."""
         located = [self._locate(index) for index in indices]
         members = [_find_object(self.datasets[number], row) for number, row in located]
-        if all(isinstance(dataset, S3MapDataset) for dataset, _ in members):
+        if all(isinstance(dataset, S3MapDataset) and not makes_own_samples(dataset) for dataset, _ in members):
             return read_batch([(dataset, dataset.sources([row])[0]) for dataset, row in members])
         places: dict[int, list[int]] = {}
         for place, (number, _) in enumerate(located):

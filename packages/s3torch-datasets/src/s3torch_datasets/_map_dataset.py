@@ -167,14 +167,18 @@ class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
         Raises:
             IndexError: There is no such object.
         """
-        (sample,) = self.__getitems__([index])
+        sample: T_co
+        (sample,) = read_batch([(self, source) for source in self.sources([index])])
         return sample
 
     def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
         """Returns the samples of a batch, whose objects are fetched at the same time.
 
-        Objects that `on_error` skips are left out; when it skips the whole batch, the last error is raised.
+        Objects that `on_error` skips are left out; when it skips the whole batch, the last error is raised. A subclass
+        that overrides `__getitem__` alone is asked for one sample after the other.
         """
+        if _overrides(self, "__getitem__") and not _overrides(self, "__getitems__"):
+            return [self[index] for index in indices]
         return read_batch([(self, source) for source in self.sources(indices)])
 
     def sources(self, indices: Sequence[int]) -> list[ObjectSource]:
@@ -185,6 +189,15 @@ class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
         """
         index, client = self.index, self._get_client()
         return [ObjectSource(client, index[operator.index(number)], self._cache) for number in indices]
+
+
+def makes_own_samples(dataset: S3MapDataset[Any]) -> bool:
+    """Whether the dataset is of a subclass that overrides how its samples are had."""
+    return _overrides(dataset, "__getitem__") or _overrides(dataset, "__getitems__")
+
+
+def _overrides(dataset: S3MapDataset[Any], method: str) -> bool:
+    return getattr(type(dataset), method) is not getattr(S3MapDataset, method)
 
 
 def read_batch(members: Sequence[tuple[S3MapDataset[Any], ObjectSource]]) -> list[Any]:
