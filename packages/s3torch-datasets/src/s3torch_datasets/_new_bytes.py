@@ -28,6 +28,8 @@ def new_bytes(size: int, fill: Callable[[memoryview], int]) -> bytes:
     made: bytes = _new(None, size)
     address = _address(made)
     assert address is not None
-    with memoryview((ctypes.c_char * size).from_address(address)) as raw, raw.cast("B") as view:
+    array = (ctypes.c_char * size).from_address(address)
+    array.owner = made  # type: ignore[attr-defined]  # views of it may live on in a traceback
+    with memoryview(array) as raw, raw.cast("B") as view:
         filled = fill(view)
     return made if filled == size else made[:filled]
