@@ -304,6 +304,16 @@ class TestSequential:
             assert buffer[: 2**20] == data
             reader.seek(0)
 
+    def test_reading_at_the_end_after_readinto_of_the_whole_object_fetches_nothing(self) -> None:
+        memory = MemoryObject(bytes(2**20))
+        reader = open_reader("sequential", memory)
+        buffer = bytearray(2**20)
+        assert reader.readinto(buffer) == 2**20
+        assert reader.readinto(buffer) == 0
+        assert reader.readinto(bytearray(5)) == 0
+        assert (reader.read(), reader.read(5), reader.readline()) == (b"", b"", b"")
+        assert len(memory.ranges) == 1
+
     def test_reading_goes_on_where_an_error_cut_it(self) -> None:
         class FailsOnce:
             failed = False

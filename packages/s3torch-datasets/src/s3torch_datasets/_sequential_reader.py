@@ -37,6 +37,8 @@ class SequentialS3Reader(PositionedReader):
         self._stream_forks = 0
 
     def _fetch(self, position: int, size: int | None) -> bytes:
+        if self._is_behind_end(position):
+            return b""
         if size is None and self._filled == 0 and position == 0:
             return self._fetch_whole()
         end = None if size is None else position + size
@@ -56,6 +58,8 @@ class SequentialS3Reader(PositionedReader):
         return data
 
     def _fetch_into(self, position: int, view: memoryview) -> int:
+        if self._is_behind_end(position):
+            return 0
         if self._filled == 0 and position == 0 and len(view) >= _PARALLEL_FROM_BYTES:
             stream = self._stream_at_filled()
             if self._size is None:
@@ -77,8 +81,14 @@ class SequentialS3Reader(PositionedReader):
         return end - position
 
     def _fetch_some(self, position: int, size: int) -> bytes:
+        if self._is_behind_end(position):
+            return b""
         self._fill(position + 1)
         return self._slice(position, position + size)
+
+    def _is_behind_end(self, position: int) -> bool:
+        """Whether there is nothing at a position for certain: what a `readinto` did not hold is not fetched again."""
+        return self._size is not None and position >= self._size
 
     def _slice(self, start: int, end: int) -> bytes:
         end = min(end, self._filled)
