@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3core import NoSuchBucketError, S3ClientConfig, S3Exception
-from s3torch_datasets import S3MapDataset
-from s3torch_datasets._parallel_listing import plan_ranges
+from s3core import ListObjectResult, NoSuchBucketError, S3Client, S3ClientConfig, S3Exception
+from s3torch_datasets import ObjectFilter, S3MapDataset
+from s3torch_datasets._parallel_listing import list_prefix, plan_ranges
 from servers import CountingServer, S3Server, start_counting_server
 from servers.counting import GeneratedObjects
 
@@ -65,6 +65,29 @@ def test_a_million_tiny_folders_would_not_cost_a_request_each(make_map: Make, co
     expected = put_keys(counting_server, [f"data/{number:05}/x" for number in range(4200)])
     assert listed(make_map()) == expected
     assert len(counting_server.requests) < 200
+
+
+def test_a_page_without_keys_ends_no_range(make_map: Make, counting_server: CountingServer) -> None:
+    expected = put_keys(counting_server, [f"data/{number % 20:02}/{number:05}" for number in range(6000)])
+    dataset = make_map()
+
+    class Sparse:
+        """The same store, which sends a page without keys before each other one."""
+
+        def __init__(self, client: S3Client) -> None:
+            self._client = client
+            self.s3client_config = client.s3client_config
+
+        def list_objects(self, *arguments: Any, **options: Any) -> Iterator[ListObjectResult]:
+            is_cut = "start_after" in options and "max_keys" not in options
+            for page in self._client.list_objects(*arguments, **options):
+                if is_cut:
+                    yield ListObjectResult([], [], [], [], [])
+                yield page
+
+    client: Any = Sparse(dataset._get_client())
+    found = list_prefix(client, counting_server.bucket, "data/", ObjectFilter(), lambda count: None)
+    assert [one.key for one in found.builder.build()] == expected
 
 
 def test_folders_far_down_are_found(make_map: Make, counting_server: CountingServer) -> None:

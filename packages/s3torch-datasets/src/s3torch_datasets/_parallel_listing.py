@@ -175,8 +175,10 @@ class _Lister:
         selector = PageSelector(self._bucket, self._filter)
         before = keys.after
         for page in self._client.list_objects(self._bucket, self._prefix, start_after=keys.after):
-            if stop.is_set() or not page.keys:
+            if stop.is_set():
                 break
+            if not page.keys:  # no end: a page may hold less than was asked for, and others follow
+                continue
             if not _is_in_order([before, *page.keys]):
                 raise _NotInOrder
             before = page.keys[-1]
