@@ -159,6 +159,38 @@ def test_a_worker_that_is_killed_leaves_the_others_their_dataset(
     assert dataset[4] == b"\4" * 5
 
 
+SPAWNED = """
+import os, sys
+from operator import attrgetter
+import torch.multiprocessing as mp
+from s3torch_datasets import S3IterableDataset
+
+def run(rank, dataset, results):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}  # there is no process group yet
+    results.put(list(dataset))
+
+if __name__ == "__main__":
+    dataset = S3IterableDataset.from_prefix(os.environ["PREFIX"], transform=attrgetter("key"), enable_sharding=True)
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(run, (dataset, results), nprocs=2)
+    for _ in range(2):
+        print(*results.get())
+"""
+
+
+def test_ranks_that_were_spawned_share_the_objects(counting_server: CountingServer, fill: Fill, tmp_path: Path) -> None:
+    fill(10)
+    script = tmp_path / "spawned.py"
+    script.write_text(SPAWNED)
+    environment = {**os.environ, **counting_server.environment(), "PREFIX": f"s3://{counting_server.bucket}/data/"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    shards = sorted(line.split() for line in done.stdout.splitlines())
+    assert shards == [[f"data/{number:05}" for number in range(rank, 10, 2)] for rank in range(2)]
+
+
 JOB = """
 import json, os, sys
 from operator import attrgetter

@@ -13,21 +13,22 @@ from s3torch_datasets._sharding import Place
 def find_rank(inherited: tuple[int, int] | None = None) -> tuple[int, int]:
     """Returns the rank and the number of ranks.
 
-    From the default process group where there is one; in a worker process from what its parent knew; else from the
+    From the default process group where there is one; in a DataLoader's worker from what its parent knew; else from the
     environment that `torchrun` sets (https://pytorch.org/docs/stable/elastic/run.html#environment-variables), so that
-    an iteration that begins before `init_process_group` is sharded too; else it is the only one.
+    an iteration that begins before `init_process_group` is sharded too; else from what the parent knew, if anything.
+    Ranks that were spawned with a dataset have a parent, too, which knew less than the environment that they set.
 
     Args:
         inherited: What the parent process knew.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if inherited is not None:
+    if inherited is not None and get_worker_info() is not None:
         return inherited
     rank, world_size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     if rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size):
         return int(rank), int(world_size)
-    return 0, 1
+    return inherited or (0, 1)
 
 
 def find_worker() -> tuple[int, int]:
