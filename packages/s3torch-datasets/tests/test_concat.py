@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
+from s3core import S3Exception
 from s3torch_datasets import S3ConcatDataset, S3MapDataset
 from servers import CountingServer
 
@@ -93,3 +94,18 @@ def test_skipped_objects_are_left_out(
     assert len(both) == 40
     counting_server.delete("a/03")
     assert both.__getitems__([2, 3, 25]) == [b"a2", b"b5"]
+
+
+def test_skipped_objects_leave_the_order_of_a_batch_with_other_datasets(
+    parts: list[S3MapDataset[bytes]], counting_server: CountingServer, connection: dict[str, Any]
+) -> None:
+    make: Callable[..., S3MapDataset[bytes]] = S3MapDataset.from_prefix
+    skipping = make(f"s3://{counting_server.bucket}/a", transform=read, on_error="skip", **connection)
+    numbers = TensorDataset(torch.arange(3))
+    mixed: S3ConcatDataset[Any] = S3ConcatDataset([skipping, numbers])
+    assert len(mixed) == 23
+    counting_server.delete("a/01")
+    assert mixed.__getitems__([1, 20, 2, 21]) == [numbers[0], b"a2", numbers[1]]
+    assert mixed.__getitems__([1, 20]) == [numbers[0]]
+    with pytest.raises(S3Exception, match="a/01"):
+        mixed.__getitems__([1])

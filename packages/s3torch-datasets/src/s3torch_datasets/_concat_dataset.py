@@ -9,7 +9,8 @@ from typing import Any
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from typing_extensions import TypeVar
 
-from s3torch_datasets._map_dataset import S3MapDataset, makes_own_samples, read_batch
+from s3torch_datasets._map_dataset import S3MapDataset, makes_own_samples, nothing_left, read_samples
+from s3torch_datasets._object_source import ObjectSource
 
 T_co = TypeVar("T_co", covariant=True, default=Any)
 
@@ -35,17 +36,19 @@ class S3ConcatDataset(ConcatDataset[T_co]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
         """Returns the samples of a batch in order; objects that `on_error` skips are left out."""
-        located = [self._locate(index) for index in indices]
-        members = [_find_object(self.datasets[number], row) for number, row in located]
-        if all(isinstance(dataset, S3MapDataset) and not makes_own_samples(dataset) for dataset, _ in members):
-            return read_batch([(dataset, dataset.sources([row])[0]) for dataset, row in members])
-        places: dict[int, list[int]] = {}
-        for place, (number, _) in enumerate(located):
-            places.setdefault(number, []).append(place)
-        samples: dict[int, T_co] = {}
-        for number, of_dataset in places.items():
-            found = _ask(self.datasets[number], [located[place][1] for place in of_dataset])
-            samples.update(zip(of_dataset, found, strict=False))  # fewer where some were skipped
+        objects: dict[int, tuple[S3MapDataset[Any], ObjectSource]] = {}
+        others: dict[int, dict[int, int]] = {}  # by dataset, by place in the batch: the row
+        for place, (number, row) in enumerate(map(self._locate, indices)):
+            dataset, row_there = _find_object(self.datasets[number], row)
+            if isinstance(dataset, S3MapDataset) and not makes_own_samples(dataset):
+                objects[place] = dataset, dataset.sources([row_there])[0]
+            else:
+                others.setdefault(number, {})[place] = row
+        samples = read_samples(objects)
+        for number, rows in others.items():
+            samples.update(zip(rows, _ask(self.datasets[number], list(rows.values())), strict=False))  # some may skip
+        if objects and not samples:
+            raise nothing_left(objects)
         return [samples[place] for place in sorted(samples)]
 
     def _locate(self, index: int) -> tuple[int, int]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from torch.utils.data import Dataset
 from typing_extensions import Unpack
 
-from s3core import S3ClientConfig
+from s3core import S3ClientConfig, S3Exception
 from s3torch_datasets._dataset import GetDatasetObjects, ObjectDataset, T_co, identity
 from s3torch_datasets._errors import SKIP
 from s3torch_datasets._listing import PrefixObjects, UriObjects
@@ -167,8 +167,7 @@ class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
         Raises:
             IndexError: There is no such object.
         """
-        sample: T_co
-        (sample,) = read_batch([(self, source) for source in self.sources([index])])
+        (sample,) = self._read([index])
         return sample
 
     def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
@@ -179,16 +178,26 @@ class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
         """
         if _overrides(self, "__getitem__") and not _overrides(self, "__getitems__"):
             return [self[index] for index in indices]
-        return read_batch([(self, source) for source in self.sources(indices)])
+        return self._read(indices)
 
     def sources(self, indices: Sequence[int]) -> list[ObjectSource]:
-        """Returns what the samples of some objects are made of, for `read_batch`.
+        """Returns what the samples of some objects are made of, for `read_samples`.
 
         Raises:
             IndexError: There is no such object.
         """
         index, client = self.index, self._get_client()
         return [ObjectSource(client, index[operator.index(number)], self._cache) for number in indices]
+
+    def _read(self, indices: Sequence[int]) -> list[T_co]:
+        members = {number: (self, source) for number, source in enumerate(self.sources(indices))}
+        samples = read_samples(members)
+        if members and not samples:
+            raise nothing_left(members)
+        return list(samples.values())
+
+
+Members = Mapping[int, tuple[S3MapDataset[Any], ObjectSource]]
 
 
 def makes_own_samples(dataset: S3MapDataset[Any]) -> bool:
@@ -200,28 +209,32 @@ def _overrides(dataset: S3MapDataset[Any], method: str) -> bool:
     return getattr(type(dataset), method) is not getattr(S3MapDataset, method)
 
 
-def read_batch(members: Sequence[tuple[S3MapDataset[Any], ObjectSource]]) -> list[Any]:
-    """Returns the samples of objects of one dataset or several, fetched at the same time.
+def read_samples(members: Members) -> dict[int, Any]:
+    """Returns the samples of objects of one dataset or several, fetched at the same time, without those left out.
 
     Args:
-        members: Each object with the dataset that it is of; the settings of the first one bound the requests.
-
-    Raises:
-        S3Exception: `on_error` left out every one of them.
+        members: Each object with the dataset that it is of, by a number that its sample is returned by; the settings of
+            the first one bound the requests.
     """
     if not members:
-        return []
-    look_ahead = members[0][0]._look_ahead_over(lambda number: members[number][1] if number < len(members) else None)
-    samples = []
+        return {}
+    sources = [source for _, source in members.values()]
+    (first, _), *_ = members.values()
+    look_ahead = first._look_ahead_over(lambda place: sources[place] if place < len(sources) else None)
+    samples = {}
     try:
-        for number, (dataset, _) in enumerate(members):
-            source = look_ahead.get(number)
+        for place, (number, (dataset, _)) in enumerate(members.items()):
+            source = look_ahead.get(place)
             assert source is not None
             sample = dataset._sample_of(source)
             if sample is not SKIP:
-                samples.append(sample)
+                samples[number] = sample
     finally:
         look_ahead.close()
-    if not samples:
-        raise members[-1][0]._on_error.nothing_left(len(members))
     return samples
+
+
+def nothing_left(members: Members) -> S3Exception:
+    """Returns the error for a batch of which `on_error` left out every object."""
+    *_, (last, _) = members.values()
+    return last._on_error.nothing_left(len(members))
