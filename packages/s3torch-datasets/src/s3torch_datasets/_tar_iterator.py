@@ -51,6 +51,17 @@ class TarPosition:
         return {"offset": self.offset, "draws": self.draws, "buffer": [list(origin) for origin in self.origins]}
 
 
+@dataclass(slots=True)
+class Replacement:
+    """What `on_error` returned instead of a sample, or of the rest of a shard; it is handed out as it is.
+
+    Args:
+        sample: What it returned.
+    """
+
+    sample: Any
+
+
 class TarIterator(Iterator[T_co], Generic[T_co]):
     """Makes the samples of one iteration.
 
@@ -92,7 +103,7 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         )
         self._position = TarPosition.of_detail(progress.detail)
         progress.describe = self._position.detail
-        self._buffer: list[TarSample] = []
+        self._buffer: list[TarSample | Replacement] = []
         self._coming: deque[TarShard] = deque()
         self._shard: TarShard | None = None
         self._samples: Iterator[TarSample] | None = None
@@ -107,7 +118,7 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
                 self._progress.finished = True
                 break
             sample, row = found
-            outcome = self._make(sample, row)
+            outcome: T_co = sample.sample if isinstance(sample, Replacement) else self._make(sample, row)
             if outcome is not SKIP:
                 return outcome
         self.close()
@@ -132,16 +143,16 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
             outcome: T_co = self._on_error(error, self._get_source(row).uri)
             return outcome
 
-    def _next_sample(self) -> tuple[TarSample, int] | None:
+    def _next_sample(self) -> tuple[TarSample | Replacement, int] | None:
         """Returns the sample to hand out and the row of its shard, from the buffer where there is one."""
         origins = self._position.origins
         while (coming := self._read_sample()) is not None:
             sample, origin = coming
-            if not self._buffer_size:
+            if not self._buffer_size or isinstance(sample, Replacement):
                 return sample, origin[0]
             if len(self._buffer) < self._buffer_size:
-                self._buffer.append(sample)
                 origins.append(origin)
+                self._buffer.append(sample)  # what Ctrl-C leaves out here is read again
                 continue
             drawn = self._draw()
             out, out_row = self._buffer[drawn], origins[drawn][0]
@@ -158,7 +169,7 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         self._position.draws += 1
         return mix_number(self._draw_key ^ self._position.draws) % len(self._buffer)
 
-    def _read_sample(self) -> tuple[TarSample, tuple[int, int, int]] | None:
+    def _read_sample(self) -> tuple[TarSample | Replacement, tuple[int, int, int]] | None:
         """Reads the next sample of the shards in their order."""
         while self._samples is not None or self._open_next_shard():
             assert self._samples is not None
@@ -166,9 +177,11 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
             try:
                 sample = next(self._samples, None)
             except Exception as error:
-                uri = self._shard.uri
+                uri, row = self._shard.uri, self._shard.row
                 self._end_shard()
-                self._on_error(error, uri)  # where it does not raise, the rest of the shard is left out
+                outcome = self._on_error(error, uri)  # where it does not raise, the rest of the shard is left out
+                if outcome is not SKIP:
+                    return Replacement(outcome), (row, 0, 0)
                 continue
             except BaseException:
                 self._open_shard_again()
@@ -218,35 +231,35 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
     def _read_buffer_again(self) -> None:
         """Fetches the samples that were in the buffer when the state was saved, their own bytes alone.
 
-        A sample that cannot be had is left out where `on_error` says so.
+        A sample that cannot be had is left out or replaced where `on_error` says so; else its error is raised once.
         """
-        origins = self._position.origins
-        samples: list[TarSample | None] = []
-        for first in range(0, len(origins), _SAMPLES_AT_A_TIME):  # each may take a connection, or a file of the cache
-            samples += self._read_ranges(origins[first : first + _SAMPLES_AT_A_TIME])
-        kept = [(sample, origin) for sample, origin in zip(samples, origins, strict=True) if sample is not None]
-        self._buffer = [sample for sample, _ in kept]
-        origins[:] = [origin for _, origin in kept]
+        while len(self._buffer) < len(self._position.origins):
+            # Each may take a connection, or a file of the cache.
+            self._read_ranges(self._position.origins[len(self._buffer) :][:_SAMPLES_AT_A_TIME])
 
-    def _read_ranges(self, origins: list[tuple[int, int, int]]) -> list[TarSample | None]:
+    def _read_ranges(self, origins: list[tuple[int, int, int]]) -> None:
+        """Puts the next samples into the buffer."""
         sources = [self._get_source(row) for row, _, _ in origins]
         streams = [source.get_stream(start, end) for source, (_, start, end) in zip(sources, origins, strict=True)]
-        samples: list[TarSample | None] = []
         try:
             for stream in streams:
                 stream.prefetch()
-            for source, stream, (_, start, end) in zip(sources, streams, origins, strict=True):
+            for source, stream, origin in zip(sources, streams, origins, strict=True):
+                _, start, end = origin
                 try:
-                    file = io.BytesIO(stream.read_all())
-                    (sample,) = iterate_samples(file, source.uri, start, end)
-                    samples.append(sample)
+                    (sample,) = iterate_samples(io.BytesIO(stream.read_all()), source.uri, start, end)
                 except Exception as error:
-                    self._on_error(error, source.uri)
-                    samples.append(None)
+                    place = len(self._buffer)
+                    del self._position.origins[place]
+                    outcome = self._on_error(error, source.uri)
+                    if outcome is not SKIP:
+                        self._position.origins.insert(place, origin)
+                        self._buffer.append(Replacement(outcome))
+                else:
+                    self._buffer.append(sample)
         finally:
             for stream in streams:
                 stream.close()
-        return samples
 
     def __del__(self) -> None:
         if hasattr(self, "_coming"):
