@@ -166,6 +166,28 @@ def test_a_member_of_a_negative_size_is_an_error() -> None:
         samples_of(bytes(header) + bytes(2048))
 
 
+def pax_archive(records: bytes) -> bytes:
+    info = tarfile.TarInfo("header")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    return info.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512) + archive([("a.txt", b"data")])
+
+
+@pytest.mark.parametrize("records", [b"2 " * 100_000, b"9" * 5000 + b" a=b\n", b"99 a=b\n", b"a=b\n", b"0 a=b\n"])
+def test_a_malformed_extended_header_is_an_error(records: bytes) -> None:
+    with pytest.raises(BrokenArchiveError, match="a malformed extended header"):
+        samples_of(pax_archive(records))
+
+
+def test_a_size_of_absurdly_many_digits_is_an_error() -> None:
+    with pytest.raises(BrokenArchiveError, match="5000 digits"):
+        samples_of(pax_archive(b"5011 size=" + b"9" * 5000 + b"\n"))
+
+
+def test_many_records_of_an_extended_header_are_read() -> None:
+    records = b"".join(b"14 key%05d=v\n" % number for number in range(60_000)) + b"14 path=b.txt\n"
+    assert samples_of(pax_archive(records)) == [("b", {"txt": b"data"})]
+
+
 def test_a_sample_can_be_read_again_from_its_range() -> None:
     data = archive([(f"{number}.txt", bytes(number)) for number in range(5)], tarfile.PAX_FORMAT)
     for sample in iterate_samples(io.BytesIO(data), "uri"):

@@ -24,6 +24,8 @@ _EMPTY_TYPES = (
     tarfile.FIFOTYPE,
 )
 _MAX_HEADER_SIZE_BYTES = 2**20
+_MAX_SIZE_DIGITS = 18
+_PAX_LENGTH = re.compile(rb"([0-9]{1,8}) ")
 
 
 class BrokenArchiveError(S3Exception, ValueError):
@@ -125,7 +127,7 @@ def _members(file: ForwardFile, uri: str, offset: int, end: int | None) -> Itera
                 if any(keyword.startswith("GNU.sparse.") for keyword in records):
                     raise _sparse_error(uri, offset)
                 name = records.get("path", name)
-                size = int(records["size"]) if records.get("size", "").isdecimal() else size
+                size = _pax_size(records, uri, offset, size)
             offset += _padded(length)
             continue
         if size is not None and info.type not in _EMPTY_TYPES:
@@ -168,19 +170,25 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
+def _pax_size(records: dict[str, str], uri: str, offset: int, other: int | None) -> int | None:
+    digits = records.get("size", "")
+    if not digits.isdecimal():
+        return other
+    if len(digits) > _MAX_SIZE_DIGITS:
+        raise BrokenArchiveError(f"{uri}: at offset {offset}: a member whose size has {len(digits)} digits")
+    return int(digits)
+
+
 def _pax_records(data: bytes, uri: str, offset: int) -> dict[str, str]:
     """https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html, "pax Extended Header"."""
     records = {}
-    while data.rstrip(b"\0"):
-        length, _, rest = data.partition(b" ")
-        try:
-            size = int(length)
-            keyword, _, value = data[len(length) + 1 : size - 1].partition(b"=")
-        except ValueError:
-            size = 0
-            keyword = value = rest
-        if not 0 < size <= len(data):
+    start, filled = 0, len(data.rstrip(b"\0"))
+    while start < filled:
+        found = _PAX_LENGTH.match(data, start)
+        end = start + int(found[1]) if found is not None else 0
+        if found is None or not found.end() < end <= len(data):
             raise BrokenArchiveError(f"{uri}: at offset {offset}: a malformed extended header")
+        keyword, _, value = data[found.end() : end - 1].partition(b"=")
         records[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        data = data[size:]
+        start = end
     return records
