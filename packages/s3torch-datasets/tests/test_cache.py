@@ -218,6 +218,25 @@ def test_a_process_that_is_killed_leaves_no_half_object(tmp_path: Path) -> None:
     assert files(tmp_path) == [Path(cache.path_of("bucket", info))]
 
 
+def test_a_file_that_was_taken_for_a_stale_one_is_given_up_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = DiskCache(tmp_path, 10_000, None)
+    one, other = (ObjectInfo(name, 1000, '"e"') for name in ("one", "other"))
+    file = cache.begin("bucket", one)
+    assert file is not None
+    file.write(bytes(500))
+    (unfinished,) = files(tmp_path)
+    unfinished.unlink()
+    file.write(bytes(500))
+    assert files(tmp_path) == []
+    file = cache.begin("bucket", other)
+    assert file is not None
+    file.write(bytes(1000))
+    assert files(tmp_path) == [Path(cache.path_of("bucket", other))]
+    assert caplog.records == []
+
+
 def test_two_stores_do_not_mix(tmp_path: Path) -> None:
     info = ObjectInfo("key", 4, '"e"')
     file = DiskCache(tmp_path, 1000, "http://one").begin("bucket", info)

@@ -215,7 +215,8 @@ class CacheFile:
     def _finish(self) -> None:
         if self._written == self._size:
             with self._cache.locked():
-                if not os.path.exists(self._path):
+                # Another process may have taken it for a stale one, after a long pause.
+                if os.path.exists(self._temporary) and not os.path.exists(self._path):
                     self._cache.make_room(self._size)
                     os.replace(self._temporary, self._path)
         self.discard()
