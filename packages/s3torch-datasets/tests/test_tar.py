@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
 from collections import Counter
@@ -392,6 +393,30 @@ def test_an_iteration_goes_on_where_it_was_interrupted(
     with pytest.raises(KeyboardInterrupt):
         seen.extend(iterator)
     assert seen + list(copy_of_rest(dataset, other)) == whole
+    assert seen + list(iterator) == whole
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True, "shuffle_buffer": 5}, {"shuffle": True}])
+@pytest.mark.parametrize("call", [1, 9, 42])
+def test_the_sample_whose_transform_was_interrupted_comes_again(
+    make: Make, shards: list[str], options: dict[str, Any], call: int
+) -> None:
+    whole = list(make(transform=key, **options))
+    calls = itertools.count(1)
+
+    def interrupted_once(sample: dict[str, Any]) -> str:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return key(sample)
+
+    dataset, other = make(transform=interrupted_once, **options), make(transform=key, **options)
+    iterator = iter(dataset)
+    seen: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(iterator)
+    assert len(seen) == call - 1
+    other.load_state_dict(dataset.state_dict())
+    assert seen + list(other) == whole
     assert seen + list(iterator) == whole
 
 

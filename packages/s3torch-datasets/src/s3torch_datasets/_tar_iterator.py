@@ -107,6 +107,7 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         self._coming: deque[TarShard] = deque()
         self._shard: TarShard | None = None
         self._samples: Iterator[TarSample] | None = None
+        self._read: tuple[TarSample | Replacement, tuple[int, int, int]] | None = None
         self._is_closed = False
 
     def __next__(self) -> T_co:
@@ -117,8 +118,13 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
             if found is None:
                 self._progress.finished = True
                 break
-            sample, row = found
-            outcome: T_co = sample.sample if isinstance(sample, Replacement) else self._make(sample, row)
+            sample, row, drawn = found
+            try:
+                outcome: T_co = sample.sample if isinstance(sample, Replacement) else self._make(sample, row)
+            except Exception:
+                self._advance(drawn)  # the error stands for the sample
+                raise
+            self._advance(drawn)
             if outcome is not SKIP:
                 return outcome
         self.close()
@@ -143,31 +149,43 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
             outcome: T_co = self._on_error(error, self._get_source(row).uri)
             return outcome
 
-    def _next_sample(self) -> tuple[TarSample | Replacement, int] | None:
-        """Returns the sample to hand out and the row of its shard, from the buffer where there is one."""
-        origins = self._position.origins
-        while (coming := self._read_sample()) is not None:
-            sample, origin = coming
+    def _next_sample(self) -> tuple[TarSample | Replacement, int, int | None] | None:
+        """Returns the sample to hand out, the row of its shard, and its place in the buffer where it is drawn from it.
+
+        It comes again until `_advance` is called.
+        """
+        position = self._position
+        while True:
+            if self._read is None:
+                self._read = self._read_sample()
+            if self._read is None:
+                break
+            sample, origin = self._read
             if not self._buffer_size or isinstance(sample, Replacement):
-                return sample, origin[0]
-            if len(self._buffer) < self._buffer_size:
-                origins.append(origin)
-                self._buffer.append(sample)  # what Ctrl-C leaves out here is read again
-                continue
-            drawn = self._draw()
-            out, out_row = self._buffer[drawn], origins[drawn][0]
-            self._buffer[drawn], origins[drawn] = sample, origin
-            return out, out_row
+                return sample, origin[0], None
+            if len(self._buffer) >= self._buffer_size:
+                break
+            self._read, position.offset = None, origin[2]
+            position.origins.append(origin)
+            self._buffer.append(sample)  # what Ctrl-C leaves out here is read again
         if not self._buffer:
             return None
-        drawn = self._draw()
-        self._buffer[drawn], self._buffer[-1] = self._buffer[-1], self._buffer[drawn]
-        origins[drawn], origins[-1] = origins[-1], origins[drawn]
-        return self._buffer.pop(), origins.pop()[0]
+        drawn = mix_number(self._draw_key ^ (position.draws + 1)) % len(self._buffer)
+        return self._buffer[drawn], position.origins[drawn][0], drawn
 
-    def _draw(self) -> int:
-        self._position.draws += 1
-        return mix_number(self._draw_key ^ self._position.draws) % len(self._buffer)
+    def _advance(self, drawn: int | None) -> None:
+        """Takes account of the sample that `_next_sample` returned; in a step, for Ctrl-C only comes behind calls."""
+        position, read, buffer = self._position, self._read, self._buffer
+        if read is not None:
+            self._read, position.offset = None, read[1][2]
+        if drawn is None:
+            return
+        position.draws += 1
+        if read is not None:
+            buffer[drawn], position.origins[drawn] = read
+        else:
+            buffer[drawn], position.origins[drawn] = buffer[-1], position.origins[-1]
+            del buffer[-1], position.origins[-1]
 
     def _read_sample(self) -> tuple[TarSample | Replacement, tuple[int, int, int]] | None:
         """Reads the next sample of the shards in their order."""
@@ -189,7 +207,6 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
             if sample is None:
                 self._end_shard()
                 continue
-            self._position.offset = sample.end
             return sample, (self._shard.row, sample.start, sample.end)
         return None
 
