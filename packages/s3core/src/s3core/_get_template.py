@@ -51,11 +51,12 @@ def ranged_get_on_the_wire(
         request = ranged_get(runtime, target, start, end, etag)
         path, headers = runtime.rest.prepare(request, address, keys)
         return get_request(path, address.host, headers)
-    second = int(time.time())
-    place = target.bucket, etag is not None
+    second, is_conditional = int(time.time()), etag is not None
+    place = target.bucket, is_conditional
     template = runtime.get_templates.get(place)
     if template is None or not template.is_of(second, address, keys):
-        template = runtime.get_templates[place] = GetTemplate.of(second, runtime, target, place[1], address, keys)
+        template = GetTemplate.of(second, runtime, target, is_conditional, address, keys)
+        runtime.get_templates[place] = template
     return template.fill(address.target(target.key), f"bytes={start}-{end - 1}", etag or "")
 
 
