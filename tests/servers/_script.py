@@ -74,6 +74,7 @@ ODD = {
     "a range of an unknown size": [GOOD.replace(b"0-999/1000", b"0-999/*")],
     "a length of many digits": [GOOD.replace(b"Length: 1000", b"Length: " + b"1" * 5000)],
     "an error with an odd length": [b"HTTP/1.1 500 Oh\r\nContent-Length: 12, 12\r\n\r\n"],
+    "an empty body": [GOOD.replace(b"Length: 1000", b"Length: 0")[: -len(BODY)]],
     "no HTTP at all": [b"220 mail.example ESMTP\r\n\r\n"],
     "a head without end": [b"HTTP/1.1 206 Partial Content\r\n" + b"x: y\r\n" * 5000],
     "nothing": [],

@@ -135,7 +135,8 @@ class Connection:
         destination, self._body = Destination.of_new_bytes(length)
         self._view = destination.view()
         self._filled = count - begin
-        self._view[: self._filled] = memoryview(scratch)[begin:count]
+        if self._filled:  # An empty body's memory is read-only.
+            self._view[: self._filled] = memoryview(scratch)[begin:count]
         self._head = status, headers
 
     def _finish(self) -> Reply:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -173,14 +175,15 @@ class GetObjectStream:
 
         Raises:
             TypeError: The buffer is not writable or not contiguous.
-            S3Exception: A request failed; no byte is written to the buffer after that.
+            S3Exception: A request failed; no byte is written to the buffer after that, and the position is as before.
         """
         self._begin()
         destination = Destination.of_buffer(buffer)
         try:
-            filled = self._drain_into(destination, 0)
-            if filled < destination.size:
-                filled += self._fill(destination, filled)
+            with self._all_or_nothing():
+                filled = self._drain_into(destination, 0)
+                if filled < destination.size:
+                    filled += self._fill(destination, filled)
         except Exception:
             destination.release()
             raise
@@ -194,7 +197,7 @@ class GetObjectStream:
             The bytes, filled in place: they are held once.
 
         Raises:
-            S3Exception: A request failed.
+            S3Exception: A request failed; the position is as before.
         """
         self._begin()
         if self._rest is None and not self._parts and self._answer is None:
@@ -206,8 +209,10 @@ class GetObjectStream:
             self._position += len(data)
             return data if isinstance(data, bytes) else bytes(memoryview(data))
         destination, data = Destination.of_new_bytes(size)
-        if self._drain_into(destination, 0) < size:
-            self._fill(destination, self._position - (end - size))
+        with self._all_or_nothing():
+            filled = self._drain_into(destination, 0)
+            if filled < size:
+                self._fill(destination, filled)
         return data
 
     def close(self) -> None:
@@ -269,6 +274,16 @@ class GetObjectStream:
                 return False
             end = part.end
         return not self._parts or (self._planned == end and self._answer is not None)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Stay at the position when what moves it fails: a caller who asks again gets all of it."""
+        position = self._position
+        try:
+            yield
+        except BaseException:
+            self._position = position
+            raise
 
     def _hinted_remaining(self) -> int | None:
         """How many bytes are left, as far as is known before the first answer; at least 1, since a request must ask."""
