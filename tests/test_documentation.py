@@ -83,6 +83,35 @@ def test_the_quickstart_runs(moto_server: S3Server, bucket: str) -> None:
     assert f"loaded s3://{bucket}/quick/model.pt" in done.stdout
 
 
+@pytest.mark.timeout(500)  # two jobs of two ranks with a worker each
+def test_a_job_that_is_stopped_and_run_again_trains_on_every_object_once_an_epoch(
+    moto_server: S3Server, bucket: str
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    seen: dict[tuple[str, str], list[str]] = {}
+    for last_step in (["3"], []):  # an epoch has four steps, and there is a checkpoint after the second
+        done = subprocess.run(
+            [*torchrun, "docs/examples/resume.py", f"s3://{bucket}/job", moto_server.region, *last_step],
+            cwd=ROOT,
+            env=os.environ | moto_server.environment() | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        ran: dict[tuple[str, str], list[str]] = {}
+        for epoch, step, numbers in re.findall(r"epoch (\d+) step (\d+): (\d+(?: \d+)*)", done.stdout):
+            ran.setdefault((epoch, step), []).extend(numbers.split())
+        # The third step is done again, with the same objects.
+        assert all(sorted(seen[step]) == sorted(ran[step]) for step in seen.keys() & ran.keys())
+        seen |= ran
+    assert len(seen) == 8
+    for epoch in ("0", "1"):
+        numbers = [number for (of, _), some in seen.items() if of == epoch for number in some]
+        assert sorted(numbers) == [f"{number:02}" for number in range(32)]
+
+
 def test_every_example_is_run_by_a_test() -> None:
     tests = [path.read_text() for path in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("packages/*/tests/**/*.py")]]
     assert [path.name for path in EXAMPLES if not any(path.name in test for test in tests)] == []
