@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from s3core import NoSuchKeyError, ObjectChangedError, S3Exception
+from s3core import AccessDeniedError, NoSuchKeyError, ObjectChangedError, S3Exception
 from s3torch_checkpoint import S3Checkpoint
 from servers import S3Server
 from servers.counting import CountingServer
@@ -87,6 +87,18 @@ def test_torch_saves_to_the_writer_and_loads_from_the_reader(checkpoint: S3Check
         torch.save(state, writer)
     with checkpoint.reader(uri) as reader:
         assert_same(torch.load(reader, weights_only=True), state)
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2])
+def test_torch_load_says_which_request_failed(
+    checkpoint: S3Checkpoint, uri: str, counting_server: CountingServer, answered: int
+) -> None:
+    checkpoint.save({"weight": torch.zeros(4_000_000)}, uri)
+    counting_server.fault(operation="GetObject", skip=answered, status=403, code="AccessDenied")
+    with checkpoint.reader(uri) as reader, pytest.raises(AccessDeniedError, match=uri):
+        torch.load(reader, weights_only=True)
+    with checkpoint.reader(uri) as reader, pytest.raises(AttributeError, match="no attribute 'reed'"):
+        reader.reed  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_a_mapped_checkpoint_is_the_same_and_is_downloaded_once(
