@@ -105,8 +105,10 @@ def test_get_dataset_objects_is_called_once_with_a_client(
 
 
 def test_an_unknown_option_is_refused_by_name(make: Make) -> None:
-    with pytest.raises(TypeError, match="shufle"):
-        make(shufle=True)
+    with pytest.raises(TypeError, match=r"S3\w+Dataset has no option cache_dirr; did you mean cache_dir\?"):
+        make(cache_dirr="/tmp")
+    with pytest.raises(TypeError, match=r"has no option zzz; there are: .*on_error"):
+        make(zzz=True)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from operator import attrgetter
@@ -144,8 +146,10 @@ def test_a_missing_bucket_is_named(connection: dict[str, Any]) -> None:
         len(S3MapDataset.from_prefix("s3://no-such-bucket/x", **connection))
 
 
-def test_an_empty_prefix_is_an_empty_dataset(make_map: Make) -> None:
-    assert len(make_map()) == 0
+def test_an_empty_prefix_is_an_empty_dataset_and_a_warning(make_map: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "s3torch_datasets"):
+        assert len(make_map()) == 0
+    assert re.search(r"s3://[^/]+/data/: no object is there", caplog.text)
 
 
 def test_a_failed_listing_can_be_tried_again(make_map: Make, counting_server: CountingServer) -> None:

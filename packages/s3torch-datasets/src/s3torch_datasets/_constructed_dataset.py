@@ -53,7 +53,7 @@ class ConstructedDataset(EpochDataset[T_co], Generic[Source, T_co]):
             s3client_config,
             enable_sharding,
             reader_constructor,
-            IterationSettings(**options),
+            IterationSettings.of(options, type(self)),
         )
 
     @classmethod

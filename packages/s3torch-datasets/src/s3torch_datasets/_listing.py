@@ -56,7 +56,10 @@ class PrefixObjects:
                 selector.markers,
                 selector.archived,
             )
-        return selector.builder.build()
+        index = selector.builder.build()
+        if not len(index):
+            logger.warning("%s: no object is there that the dataset takes; check the prefix and the filter", self.uri)
+        return index
 
 
 class UriObjects:

@@ -58,7 +58,7 @@ class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
             transform,
             s3client_config,
             reader_constructor,
-            ReadSettings(**options),
+            ReadSettings.of(options, type(self)),
         )
 
     @classmethod

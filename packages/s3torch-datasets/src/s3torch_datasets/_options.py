@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from dataclasses import dataclass
-from typing import TypedDict, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypedDict, get_args
 
 from s3torch_datasets._errors import OnError, check_on_error
 from s3torch_datasets._filters import ObjectFilter
@@ -64,6 +66,21 @@ class ReadSettings:
     on_error: OnError = "raise"
     cache_dir: str | os.PathLike[str] | None = None
     cache_size: int = DEFAULT_CACHE_SIZE_BYTES
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], owner: type) -> Self:
+        """Resolves options.
+
+        Raises:
+            TypeError: The owner has no such option.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
+                raise TypeError(f"{owner.__name__} has no option {name}; {hint}")
+        return cls(**options)
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
