@@ -169,6 +169,41 @@ def test_an_object_is_described(s3_server: S3Server, make_client: Callable[..., 
         client.head_object(bucket, "none")
 
 
+def test_an_object_is_found_or_not(s3_server: S3Server, make_client: Callable[..., S3Client]) -> None:
+    client, bucket = make_client(s3_server), s3_server.create_bucket()
+    with client.put_object(bucket, "key") as stream:
+        stream.write(b"abc")
+    assert client.find_object(bucket, "key") == client.head_object(bucket, "key")
+    assert client.find_object(bucket, "none") is None
+    with pytest.raises(NoSuchBucketError, match="s3://no-such-bucket"):
+        client.find_object("no-such-bucket", "none")
+
+
+def test_a_bucket_is_looked_for_once_though_several_of_its_keys_are_missing(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(counting_server)
+    assert [client.find_object(counting_server.bucket, key) for key in ("a", "b", "c")] == [None] * 3
+    assert counting_server.operations().count("HeadBucket") == 1
+
+
+def test_an_object_that_may_not_be_looked_for_is_not_taken_for_missing(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(counting_server)
+    counting_server.fault(operation="HeadObject", status=403, code="AccessDenied")
+    with pytest.raises(AccessDeniedError, match=f"s3://{counting_server.bucket}/key"):
+        client.find_object(counting_server.bucket, "key")
+
+
+def test_a_bucket_that_may_not_be_looked_at_is_there(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(counting_server)
+    counting_server.fault(operation="HeadBucket", status=403, code="AccessDenied")
+    assert client.find_object(counting_server.bucket, "key") is None
+
+
 def test_a_version_is_read_and_described(moto_server: S3Server, make_client: Callable[..., S3Client]) -> None:
     client, bucket = make_client(moto_server), moto_server.create_bucket()
     store = moto_server.boto3_client()

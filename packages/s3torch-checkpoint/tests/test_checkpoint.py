@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from s3core import AccessDeniedError, NoSuchKeyError, ObjectChangedError, S3Exception
+from s3core import AccessDeniedError, NoSuchBucketError, NoSuchKeyError, ObjectChangedError, S3Exception
 from s3torch_checkpoint import S3Checkpoint
 from servers import S3Server
 from servers.counting import CountingServer
@@ -257,6 +257,8 @@ def test_exists_list_and_delete(checkpoint: S3Checkpoint, counting_server: Count
     assert checkpoint.exists(base + "/a.pt")
     checkpoint.delete(base + "/a.pt")
     assert not checkpoint.exists(base + "/a.pt")
+    with pytest.raises(NoSuchBucketError, match="no-such-bucket"):
+        checkpoint.exists("s3://no-such-bucket/a.pt")
 
 
 @pytest.mark.parametrize("bad", ["model.pt", "s3://bucket", "s3://bucket/", "https://bucket/key", ""])

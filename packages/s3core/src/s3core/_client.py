@@ -11,7 +11,7 @@ from .__about__ import __version__
 from ._config import S3ClientConfig
 from ._exceptions import ConfigError
 from ._get import GetObjectStream
-from ._head import Target, head
+from ._head import Target, find, head
 from ._info import ObjectInfo
 from ._list import ListObjectStream
 from ._objects import copy_object, delete_object, delete_objects
@@ -123,6 +123,25 @@ class S3Client:
         """
         runtime, target = self._runtime, _target(bucket, key, version_id)
         return wait_for(runtime.pool.submit(head, runtime, target))
+
+    def find_object(self, bucket: str, key: str) -> ObjectInfo | None:
+        """Ask whether an object is there, and for what `head_object` tells of it.
+
+        Args:
+            bucket: The bucket.
+            key: The key.
+
+        Returns:
+            What it is; None when the bucket has no such object.
+
+        Raises:
+            NoSuchBucketError: There is no such bucket.
+            AccessDeniedError: The credentials do not allow to look; AWS says so of a missing object, too, to those who
+                may not list the bucket.
+            S3Exception: The request failed.
+        """
+        runtime, target = self._runtime, _target(bucket, key)
+        return wait_for(runtime.pool.submit(find, runtime, target))
 
     def get_object(
         self,

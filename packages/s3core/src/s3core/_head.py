@@ -8,11 +8,12 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ._exceptions import ObjectChangedError, S3Exception
+from ._errors import Failure, error_for
+from ._exceptions import NoSuchKeyError, ObjectChangedError, S3Exception
 from ._headers import customer_key_headers
 from ._info import ObjectInfo
 from ._loading import load
-from ._rest import Request
+from ._rest import Refused, Request
 from ._uri import uri_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,32 @@ def head(runtime: Runtime, target: Target) -> ObjectInfo:
         S3Exception: There is no such object, or the request failed.
     """
     return head_with_headers(runtime, target)[0]
+
+
+def find(runtime: Runtime, target: Target) -> ObjectInfo | None:
+    """As `head`, with None for an object that is not there.
+
+    Raises:
+        NoSuchBucketError: There is no such bucket.
+        S3Exception: The request failed.
+    """
+    try:
+        return head(runtime, target)
+    except NoSuchKeyError:
+        _require_bucket(runtime, target.bucket)
+        return None
+
+
+def _require_bucket(runtime: Runtime, bucket: str) -> None:
+    """Tell a bucket that is missing from one that lacks a key, which the answer to a HEAD, without a body, does not."""
+    if bucket in runtime.known_buckets:
+        return
+    try:
+        runtime.rest.try_send(Request("HEAD", bucket))
+    except Refused as refused:  # for want of a permission, too, by a bucket that is there
+        if refused.failure.status == 404:
+            raise error_for(Failure(404, "NoSuchBucket"), "HEAD", uri_of(bucket)) from None
+    runtime.known_buckets.add(bucket)
 
 
 def head_with_headers(runtime: Runtime, target: Target) -> tuple[ObjectInfo, Mapping[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from s3core import NoSuchKeyError, ObjectChangedError, S3Client, S3ClientConfig, parse_s3_uri
+from s3core import ObjectChangedError, S3Client, S3ClientConfig, parse_s3_uri
 from s3torch_datasets import S3Reader, S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer
 
 from ._address import parse_object_uri
@@ -183,13 +183,12 @@ class S3Checkpoint:
 
         Args:
             s3_uri: `s3://bucket/key` of the checkpoint.
+
+        Raises:
+            S3Exception: It cannot be told: no such bucket, no permission, no answer.
         """
         bucket, key = parse_object_uri(s3_uri)
-        try:
-            self._client.head_object(bucket, key)
-        except NoSuchKeyError:
-            return False
-        return True
+        return self._client.find_object(bucket, key) is not None
 
     def delete(self, s3_uri: str) -> None:
         """Delete one checkpoint; it is no error when there is none, as S3 itself has it.

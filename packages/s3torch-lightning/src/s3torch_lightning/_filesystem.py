@@ -141,11 +141,8 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         """
         bucket, key = self._split(path)
         if key and not key.endswith("/"):
-            try:
-                found = self._client.head_object(bucket, key)
-            except NoSuchKeyError:
-                pass
-            else:
+            found = self._client.find_object(bucket, key)
+            if found is not None:
                 return _file_entry(bucket, key, found.size, found.last_modified, found.etag)
         _, folder = self._folder(path)
         page = next(self._client.list_objects(bucket, folder, max_keys=1), None)

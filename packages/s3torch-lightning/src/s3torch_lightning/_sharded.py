@@ -12,7 +12,7 @@ import torch.distributed.checkpoint.state_dict_saver as dcp_saving
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 
-from s3core import AccessDeniedError, NoSuchKeyError, ObjectInfo, parse_s3_uri
+from s3core import AccessDeniedError, parse_s3_uri
 from s3torch_checkpoint import CorruptCheckpointError
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
 
@@ -47,11 +47,11 @@ class ShardedCheckpoint:
         The plugin saves one object without a look at what lies below its name. S3 tells the time in whole seconds;
         within one, the shards count as the younger.
         """
-        shards = self._head(f"{self.uri}/{METADATA_NAME}")
+        shards = self._settings.client.find_object(*parse_s3_uri(f"{self.uri}/{METADATA_NAME}"))
         if shards is None:
             return False
         try:
-            whole = self._head(self.uri)
+            whole = self._settings.client.find_object(*parse_s3_uri(self.uri))
         except AccessDeniedError:  # the answer for what is not there, to whoever may read but not list
             return True
         if whole is None or whole.last_modified is None or shards.last_modified is None:
@@ -150,12 +150,6 @@ class ShardedCheckpoint:
             s3client_config=self._settings.s3client_config,
             progress=self._progress,
         )
-
-    def _head(self, uri: str) -> ObjectInfo | None:
-        try:
-            return self._settings.client.head_object(*parse_s3_uri(uri))
-        except NoSuchKeyError:
-            return None
 
 
 class _ReaderOfOneSave(S3StorageReader):

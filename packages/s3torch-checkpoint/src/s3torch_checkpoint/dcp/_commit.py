@@ -109,7 +109,9 @@ def _names_before(client: S3Client, address: CheckpointAddress, name: str) -> se
     try:
         # Mostly there is none. Then a HEAD takes one round trip of a connection that the upload has left, and a GET
         # 30 ms more in a process that has read nothing yet.
-        info = client.head_object(address.bucket, address.key(name))
+        info = client.find_object(address.bucket, address.key(name))
+        if info is None:
+            return set()
         metadata, _ = read_metadata_object(client, address, name, info)
         return data_names(metadata)
     except NoSuchKeyError:

@@ -10,7 +10,7 @@ from typing import cast
 
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
-from s3core import NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
+from s3core import S3Client, S3ClientConfig, parse_s3_uri
 from s3torch_datasets import S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer
 
 from .._address import parse_object_uri
@@ -110,11 +110,7 @@ class S3FileSystem(FileSystemBase):
     def exists(self, path: str | os.PathLike[str]) -> bool:
         """Whether there is an object at a URI; anything but a missing object is an error."""
         bucket, key = parse_object_uri(os.fspath(path))
-        try:
-            self._client.head_object(bucket, key)
-        except NoSuchKeyError:
-            return False
-        return True
+        return self._client.find_object(bucket, key) is not None
 
     def rm_file(self, path: str | os.PathLike[str]) -> None:
         """Delete the object at a URI; a failure is an error."""

@@ -186,9 +186,8 @@ def _list_checkpoints(client: S3Client, address: CheckpointAddress) -> list[Chec
 
 
 def _committed_at(client: S3Client, bucket: str, folder: str, _stop: object) -> datetime | None:
-    try:
-        info = client.head_object(bucket, folder + METADATA_NAME)
-    except NoSuchKeyError:
+    info = client.find_object(bucket, folder + METADATA_NAME)
+    if info is None:
         return None
     return info.last_modified or datetime.min.replace(tzinfo=UTC)
 

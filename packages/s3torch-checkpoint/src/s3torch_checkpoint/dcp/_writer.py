@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from s3core import NoSuchKeyError, S3Client, S3ClientConfig
+from s3core import S3Client, S3ClientConfig
 
 from .._address import CheckpointAddress
 from .._checks import check_count
@@ -284,11 +284,7 @@ class S3StorageWriter(StorageWriter):
             )
 
     def _exists(self, save: _Save, name: str) -> bool:
-        try:
-            self._client.head_object(save.address.bucket, save.address.key(name))
-        except NoSuchKeyError:
-            return False
-        return True
+        return self._client.find_object(save.address.bucket, save.address.key(name)) is not None
 
     def _plan_files(self, save: _Save, plan: SavePlan, prefix: str) -> list[FilePlan]:
         if self._single_file_per_rank:
