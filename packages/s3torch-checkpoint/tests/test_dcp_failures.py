@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.testing._internal.two_tensor import TwoTensor
 
-from s3torch_checkpoint import CorruptCheckpointError, IncompleteCheckpointError, NoCheckpointError
+from s3torch_checkpoint import CheckpointError, CorruptCheckpointError, IncompleteCheckpointError, NoCheckpointError
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
 from servers.counting import CountingServer
 
@@ -187,7 +187,10 @@ def test_metadata_that_cannot_be_read_is_not_taken_for_absent(
 ) -> None:
     """`dcp.load` would go on with what a rank saved on its own, which here is older than the checkpoint of all."""
     dcp.save({"a": torch.zeros(10)}, storage_writer=S3StorageWriter(path=root, **options), use_collectives=False)
+    alone = counting_server.objects()
     dcp.save({"a": torch.ones(10)}, storage_writer=S3StorageWriter(path=root, **options))
+    for key, content in alone.items():
+        counting_server.put(key, content)
     reader, target = S3StorageReader(path=root, **options), {"a": torch.full((10,), 2.0)}
     counting_server.fault(operation="GetObject", key="run/.metadata", times=1, status=403, code="AccessDenied")
     with pytest.raises(CheckpointException, match="AccessDenied"):
@@ -292,6 +295,25 @@ def test_a_checkpoint_that_appears_during_a_save_is_not_replaced_and_no_data_is_
         finally:
             planner.may_go_on.set()
         with pytest.raises(CheckpointException, match="overwrite=False"):
+            saving.result()
+    assert sorted(counting_server.objects()) == before
+    assert load(options, root) == 2.0
+
+
+def test_a_checkpoint_of_the_whole_job_that_appears_during_the_save_of_a_rank_alone_is_an_error(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    planner = HeldPlanner()
+    with ThreadPoolExecutor(1) as thread:
+        writer = S3StorageWriter(path=root, **options)
+        saving = thread.submit(dcp.save, state(1.0), storage_writer=writer, planner=planner, use_collectives=False)
+        try:
+            assert planner.is_held.wait(60)
+            dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+            before = sorted(counting_server.objects())
+        finally:
+            planner.may_go_on.set()
+        with pytest.raises(CheckpointError, match="would hide"):
             saving.result()
     assert sorted(counting_server.objects()) == before
     assert load(options, root) == 2.0

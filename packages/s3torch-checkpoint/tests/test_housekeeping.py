@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from s3torch_checkpoint import CorruptCheckpointError, NoCheckpointError
 from s3torch_checkpoint.dcp import (
@@ -24,8 +25,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 Options = dict[str, Any]
 
 
-def save(options: Options, uri: str, value: float = 1.0) -> None:
-    dcp.save({"a": torch.full((10,), value)}, storage_writer=S3StorageWriter(path=uri, **options))
+def save(options: Options, uri: str, value: float = 1.0, *, use_collectives: bool = True) -> None:
+    writer = S3StorageWriter(path=uri, **options)
+    dcp.save({"a": torch.full((10,), value)}, storage_writer=writer, use_collectives=use_collectives)
 
 
 def load(options: Options, uri: str) -> float:
@@ -122,6 +124,65 @@ def test_clean_keeps_what_a_rank_names_that_saved_on_its_own(options: Options, r
     assert clean(root, min_age_seconds=-1, **options) == []
     assert clean(f"{root}/one/shards", min_age_seconds=-1, **options) == []
     assert load(options, f"{root}/one") == 1.0
+
+
+def test_a_checkpoint_of_the_whole_job_replaces_what_ranks_saved_on_their_own(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    save(options, f"{root}/one", 1.0, use_collectives=False)
+    counting_server.put("run/one/__7.metadata", b"garbage")
+    save(options, f"{root}/one", 2.0)
+    save(options, f"{root}/two", 3.0)
+    assert load(options, f"{root}/one") == 2.0
+    assert len([key for key in counting_server.objects() if key.startswith("run/one/")]) == 2
+    keep_last(root, 1, **options)
+    with pytest.raises(CheckpointException, match="no checkpoint at"):
+        load(options, f"{root}/one")
+
+
+@pytest.fixture
+def hidden(options: Options, root: str, counting_server: CountingServer) -> None:
+    """Put a checkpoint of rank 0 alone under one of the whole job, as a refused removal leaves it."""
+    save(options, f"{root}/one", 1.0, use_collectives=False)
+    alone = counting_server.objects()
+    save(options, f"{root}/one", 2.0)
+    save(options, f"{root}/two", 3.0)
+    for key, content in alone.items():
+        counting_server.put(key, content)
+
+
+@pytest.mark.usefixtures("hidden")
+def test_what_is_removed_does_not_uncover_what_ranks_saved_on_their_own(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    counting_server.fault(method="DELETE", key="run/one/.metadata", times=1, status=403, code="AccessDenied")
+    with pytest.raises(PermissionError):
+        keep_last(root, 1, **options)
+    assert load(options, f"{root}/one") == 2.0
+    assert keep_last(root, 1, **options) == [f"{root}/one"]
+    assert not [key for key in counting_server.objects() if key.endswith(".metadata") and "/one/" in key]
+    clean(root, min_age_seconds=-1, **options)
+    assert not [key for key in counting_server.objects() if "/one/" in key]
+    assert load(options, f"{root}/two") == 3.0
+
+
+@pytest.mark.usefixtures("hidden")
+def test_clean_deletes_what_ranks_saved_on_their_own_where_a_checkpoint_hides_it(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    assert clean(root, **options) == []
+    deleted = clean(root, min_age_seconds=-1, **options)
+    assert sorted(key.endswith("one/__0.metadata") for key in deleted) == [False, True]
+    assert [load(options, f"{root}/{name}") for name in ("one", "two")] == [2.0, 3.0]
+    assert len(counting_server.objects()) == 4
+
+
+def test_a_save_that_may_not_overwrite_leaves_what_ranks_saved_on_their_own(options: Options, root: str) -> None:
+    save(options, root, 1.0, use_collectives=False)
+    writer = S3StorageWriter(path=root, overwrite=False, **options)
+    with pytest.raises(CheckpointException, match="overwrite=False"):
+        dcp.save({"a": torch.zeros(10)}, storage_writer=writer)
+    assert load(options, root) == 1.0
 
 
 def test_a_folder_without_a_name_is_not_taken_for_the_one_around_it(

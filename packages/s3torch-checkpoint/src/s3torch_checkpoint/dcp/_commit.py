@@ -6,18 +6,23 @@ import io
 import logging
 import pickle
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from s3core import NoSuchKeyError, ObjectInfo, S3Client, S3Exception
+from s3core import AccessDeniedError, NoSuchKeyError, ObjectInfo, S3Client, S3Exception
 
 from .._address import CheckpointAddress
 from .._errors import CorruptCheckpointError
 from .._progress import TransferProgress
+from .._threads import run_all
 from .._upload import upload
+from ._names import METADATA_NAME, is_rank_metadata_key
 
 logger = logging.getLogger(__name__)
+
+METADATA_THREADS = 16
 
 
 def missing_items(metadata: Metadata, stored: Mapping[MetadataIndex, Any]) -> list[str]:
@@ -86,8 +91,16 @@ def read_metadata_object(
     return metadata, etag
 
 
+def rank_metadata_names(client: S3Client, address: CheckpointAddress) -> list[str]:
+    """The names of the metadata of ranks that saved on their own, relative to the checkpoint."""
+    pages = client.list_objects(address.bucket, address.key("__"), "/")
+    return [key.removeprefix(address.base) for page in pages for key in page.keys if is_rank_metadata_key(key)]
+
+
 def commit(client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata) -> None:
     """Make a save visible by one PUT of its metadata, then delete the data of the checkpoint that it replaced.
+
+    A checkpoint of the whole job also replaces what its ranks saved on their own, which nobody sees beside it.
 
     Args:
         client: Client of the bucket.
@@ -102,10 +115,26 @@ def commit(client: S3Client, address: CheckpointAddress, name: str, metadata: Me
         upload(client, address.bucket, address.key(name), progress, size_hint=len(body)) as target,
     ):
         target.write(body)
+    if name == METADATA_NAME:
+        replaced |= _remove_rank_metadata(client, address)
     delete_quietly(client, address, replaced - data_names(metadata))
 
 
-def _names_before(client: S3Client, address: CheckpointAddress, name: str) -> set[str]:
+def _remove_rank_metadata(client: S3Client, address: CheckpointAddress) -> set[str]:
+    """Delete the metadata of ranks that saved on their own; gives the names of the data that it named."""
+    try:
+        names = rank_metadata_names(client, address)
+    except AccessDeniedError:  # a save needs no permission to list
+        return set()
+    except S3Exception as error:
+        logger.warning("What ranks saved on their own at %s before, if anything, stays there: %s", address.uri(), error)
+        return set()
+    tasks = [partial(_names_before, client, address, name) for name in names]
+    replaced = set().union(*run_all(tasks, METADATA_THREADS)) if tasks else set()
+    return replaced if delete_quietly(client, address, names) else set()
+
+
+def _names_before(client: S3Client, address: CheckpointAddress, name: str, _stop: object = None) -> set[str]:
     try:
         # Mostly there is none. Then a HEAD takes one round trip of a connection that the upload has left, and a GET
         # 30 ms more in a process that has read nothing yet.
@@ -122,18 +151,23 @@ def _names_before(client: S3Client, address: CheckpointAddress, name: str) -> se
         return set()
 
 
-def delete_quietly(client: S3Client, address: CheckpointAddress, names: Iterable[str]) -> None:
+def delete_quietly(client: S3Client, address: CheckpointAddress, names: Iterable[str]) -> bool:
     """Delete objects that no metadata names any more; a failure is logged, because nothing depends on it.
 
     Args:
         client: Client of the bucket.
         address: The checkpoint.
         names: Names of the objects, relative to the checkpoint.
+
+    Returns:
+        Whether they are gone.
     """
     keys = sorted(address.key(name) for name in names)
     if not keys:
-        return
+        return True
     try:
         client.delete_objects(address.bucket, keys)
     except S3Exception as error:
         logger.warning("%d unused objects stay in %s until clean() removes them: %s", len(keys), address.uri(), error)
+        return False
+    return True

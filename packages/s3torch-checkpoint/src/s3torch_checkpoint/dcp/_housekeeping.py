@@ -6,23 +6,22 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from s3core import AccessDeniedError, NoSuchKeyError, S3Client, S3ClientConfig
+from s3core import AccessDeniedError, NoSuchKeyError, ObjectInfo, S3Client, S3ClientConfig
 
 from .._address import CheckpointAddress
 from .._checks import check_count
 from .._errors import NoCheckpointError
 from .._threads import run_all
-from ._commit import data_names, read_metadata_object
-from ._names import METADATA_NAME, is_data_name, is_metadata_key
+from ._commit import METADATA_THREADS, data_names, rank_metadata_names, read_metadata_object
+from ._names import METADATA_NAME, is_data_name, is_metadata_key, is_rank_metadata_key
 
 logger = logging.getLogger(__name__)
 
-_THREADS = 16
 # A save whose data lies there uncommitted for this long has failed: the first object of a save waits for its last.
 _MIN_AGE_SECONDS = 24 * 3600.0
 
@@ -135,6 +134,8 @@ def clean(
 ) -> list[str]:
     """Delete the data objects under a URI that no checkpoint's metadata names: what failed saves have left.
 
+    What ranks saved on their own counts for nothing beside a checkpoint of the whole job, which hides it.
+
     Args:
         uri: A checkpoint, or what holds checkpoints at any depth.
         min_age_seconds: Leave younger objects alone: they may belong to a save that is still going on. 0 is right only
@@ -154,22 +155,33 @@ def clean(
     address = CheckpointAddress.parse(uri)
     # The data is listed before the metadata is read: what is committed in between is named by the time it is asked.
     oldest = datetime.now(UTC) - timedelta(seconds=min_age_seconds)
-    candidates = [
-        info.key
-        for page in client.list_objects(address.bucket, address.base)
-        for info in page.object_info
-        if is_data_name(info.key) and info.last_modified is not None and info.last_modified <= oldest
-    ]
+    candidates = {
+        info.key for info in _infos(client, address) if is_data_name(info.key) and _is_written_by(oldest, info)
+    }
     if not candidates:
         return []
-    metadata_keys = [
-        key for page in client.list_objects(address.bucket, address.base) for key in page.keys if is_metadata_key(key)
-    ]
-    orphans = sorted(set(candidates) - _named_keys(client, address.bucket, metadata_keys))
+    metadata = {info.key: info for info in _infos(client, address) if is_metadata_key(info.key)}
+    hidden = sorted(
+        key
+        for key, info in metadata.items()
+        if is_rank_metadata_key(key)
+        and key[: key.rfind("/") + 1] + METADATA_NAME in metadata
+        and _is_written_by(oldest, info)
+    )
+    orphans = candidates - _named_keys(client, address.bucket, metadata.keys() - set(hidden))
     if orphans:  # the URI may be that of a folder of a checkpoint's
-        orphans = sorted(set(orphans) - _named_keys(client, address.bucket, _metadata_above(client, address)))
-    client.delete_objects(address.bucket, orphans)
-    return [f"s3://{address.bucket}/{key}" for key in orphans]
+        orphans -= _named_keys(client, address.bucket, _metadata_above(client, address))
+    client.delete_objects(address.bucket, hidden)
+    client.delete_objects(address.bucket, sorted(orphans))
+    return [f"s3://{address.bucket}/{key}" for key in (*hidden, *sorted(orphans))]
+
+
+def _infos(client: S3Client, address: CheckpointAddress) -> Iterator[ObjectInfo]:
+    return (info for page in client.list_objects(address.bucket, address.base) for info in page.object_info)
+
+
+def _is_written_by(moment: datetime, info: ObjectInfo) -> bool:
+    return info.last_modified is not None and info.last_modified <= moment
 
 
 def _list_checkpoints(client: S3Client, address: CheckpointAddress) -> list[CheckpointInfo]:
@@ -179,7 +191,7 @@ def _list_checkpoints(client: S3Client, address: CheckpointAddress) -> list[Chec
     tasks = [partial(_committed_at, client, address.bucket, folder) for folder in folders]
     found = [
         CheckpointInfo(CheckpointAddress(address.bucket, folder).uri(), time)
-        for folder, time in zip(folders, run_all(tasks, _THREADS), strict=True)
+        for folder, time in zip(folders, run_all(tasks, METADATA_THREADS), strict=True)
         if time is not None
     ]
     return sorted(found, key=lambda info: (info.committed_at, _natural(info.uri)))
@@ -202,8 +214,11 @@ def _delete_checkpoint(client: S3Client, address: CheckpointAddress) -> None:
         metadata, _ = read_metadata_object(client, address, METADATA_NAME)
     except NoSuchKeyError:  # deleted since the listing, as where every rank keeps house
         return
+    hidden = [address.key(name) for name in rank_metadata_names(client, address)]
+    data = _named_keys(client, address.bucket, hidden) | {address.key(name) for name in data_names(metadata)}
+    client.delete_objects(address.bucket, hidden)  # or it would come to light
     client.delete_object(address.bucket, address.key(METADATA_NAME))
-    client.delete_objects(address.bucket, sorted(address.key(name) for name in data_names(metadata)))
+    client.delete_objects(address.bucket, sorted(data))
 
 
 def _metadata_above(client: S3Client, address: CheckpointAddress) -> list[str]:
@@ -231,4 +246,4 @@ def _named_keys(client: S3Client, bucket: str, metadata_keys: Iterable[str]) -> 
         return {address.key(data) for data in data_names(metadata)}
 
     tasks = [partial(names_of, key) for key in metadata_keys]
-    return set().union(*run_all(tasks, _THREADS)) if tasks else set()
+    return set().union(*run_all(tasks, METADATA_THREADS)) if tasks else set()

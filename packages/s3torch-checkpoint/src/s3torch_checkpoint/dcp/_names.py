@@ -41,5 +41,9 @@ def is_data_name(name: str) -> bool:
 
 def is_metadata_key(key: str) -> bool:
     """Whether a key is that of a checkpoint's metadata, of the whole job or of one rank."""
-    last = key.rpartition("/")[2]
-    return last == METADATA_NAME or _RANK_METADATA.fullmatch(last) is not None
+    return key.rpartition("/")[2] == METADATA_NAME or is_rank_metadata_key(key)
+
+
+def is_rank_metadata_key(key: str) -> bool:
+    """Whether a key is that of the metadata of a rank that saved on its own."""
+    return _RANK_METADATA.fullmatch(key.rpartition("/")[2]) is not None

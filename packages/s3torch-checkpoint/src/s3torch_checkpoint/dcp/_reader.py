@@ -81,7 +81,6 @@ class S3StorageReader(StorageReader):
         self._storage_data: Mapping[Any, Any] = {}
         self._found: dict[Any, Any] = {}
         self._metadata_etag: str | None = None
-        self._is_shared_metadata = True
         self._shared_metadata_error: Exception | None = None
         self._etags: dict[str, str] = {}
         self._load_id = new_save_id()
@@ -133,10 +132,10 @@ class S3StorageReader(StorageReader):
         name = METADATA_NAME if rank is None else rank_metadata_name(rank)
         if rank is not None and self._shared_metadata_error is not None:
             raise self._shared_metadata_error
-        self._is_shared_metadata = rank is None
         self._shared_metadata_error = None
         try:
-            metadata, self._metadata_etag = read_metadata_object(self._client, self._address, name)
+            metadata, etag = read_metadata_object(self._client, self._address, name)
+            self._metadata_etag = etag if rank is None else None
             if not isinstance(metadata.storage_data, Mapping):
                 raise CorruptCheckpointError(f"{self._address.uri(name)} does not say where its items are stored")
         except NoSuchKeyError as error:
@@ -194,7 +193,7 @@ class S3StorageReader(StorageReader):
         notes = [plan.storage_data for plan in plans]
         if not all(isinstance(note, LoadNote) for note in notes):
             return plans  # a planner of the user's own has put something else there
-        if len({note.metadata_version for note in notes}) > 1 and self._is_shared_metadata:
+        if len({note.metadata_version for note in notes}) > 1:
             raise CorruptCheckpointError(
                 f"{self.path} was replaced by a newer checkpoint while the ranks opened it; load it again"
             )

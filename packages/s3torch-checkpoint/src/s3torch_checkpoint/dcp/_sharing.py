@@ -64,7 +64,7 @@ class LoadNote:
     """What a rank's load plan carries between the ranks.
 
     Args:
-        metadata_version: ETag of the metadata that the rank has read.
+        metadata_version: ETag of the metadata that the rank has read, of the whole job; None for what it saved alone.
         host: The machine it runs on.
         share_plan: What it shares, filled in by the coordinator.
     """

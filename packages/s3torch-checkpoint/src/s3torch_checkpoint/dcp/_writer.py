@@ -24,7 +24,7 @@ from .._errors import CheckpointError, CheckpointExistsError, IncompleteCheckpoi
 from .._progress import TransferProgress
 from .._threads import run_all
 from .._upload import upload
-from ._commit import commit, delete_quietly, missing_items
+from ._commit import commit, delete_quietly, missing_items, rank_metadata_names
 from ._names import METADATA_NAME, data_name, new_save_id, rank_metadata_name
 from ._portable_errors import portable_errors
 from ._prefix_strategies import DefaultPrefixStrategy, S3PrefixStrategyBase
@@ -183,12 +183,7 @@ class S3StorageWriter(StorageWriter):
         """
         save = self._current
         if save.is_coordinator or not save.use_collectives:
-            self._check_overwrite(save)
-            if not save.use_collectives and self._exists(save, METADATA_NAME):
-                raise CheckpointError(
-                    f"{save.address.uri()} holds a checkpoint saved by all ranks together, which would hide one saved "
-                    "with use_collectives=False; choose another path, or delete it first"
-                )
+            self._check_place(save)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -249,7 +244,8 @@ class S3StorageWriter(StorageWriter):
 
         Raises:
             IncompleteCheckpointError: A planned item was not written; nothing is committed.
-            CheckpointExistsError: Somebody else committed a checkpoint here, and `overwrite` is False.
+            CheckpointError: Somebody else committed a checkpoint here that must not be replaced, or that would hide
+                this one.
         """
         save = self._current
         stored = {result.index: result.storage_data for of_rank in results for result in of_rank}
@@ -261,7 +257,7 @@ class S3StorageWriter(StorageWriter):
                     f"the save to {save.address.uri()} was not committed: no rank has written {len(missing)} planned "
                     f"items ({shown})"
                 )
-            self._check_overwrite(save)
+            self._check_place(save)
         except CheckpointError:
             delete_quietly(self._client, save.address, {info.relative_path for info in stored.values()})
             raise
@@ -277,10 +273,18 @@ class S3StorageWriter(StorageWriter):
         """The save of this thread, else the one that was begun last."""
         return self._thread.save or self._save
 
-    def _check_overwrite(self, save: _Save) -> None:
-        if not self._overwrite and self._exists(save, _metadata_name(save)):
+    def _check_place(self, save: _Save) -> None:
+        name = _metadata_name(save)
+        if not self._overwrite and (
+            self._exists(save, name) or (name == METADATA_NAME and rank_metadata_names(self._client, save.address))
+        ):
             raise CheckpointExistsError(
                 f"{save.address.uri()} holds a checkpoint and overwrite=False; choose another path, or delete it first"
+            )
+        if name != METADATA_NAME and self._exists(save, METADATA_NAME):
+            raise CheckpointError(
+                f"{save.address.uri()} holds a checkpoint saved by all ranks together, which would hide one saved with "
+                "use_collectives=False; choose another path, or delete it first"
             )
 
     def _exists(self, save: _Save, name: str) -> bool:
