@@ -189,6 +189,15 @@ def test_a_sharded_model_is_loaded(options: Options, root: str, counting_server:
     assert_same(load_sharded(root, keys="layer.4", **options), {"layer.4": tensors["layer.4"]})
 
 
+def test_the_index_decides_which_of_two_shards_a_tensor_comes_from(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    put_sharded(counting_server, {"a": "1.safetensors", "b": "2.safetensors"}, {"a": torch.ones(3), "b": torch.ones(3)})
+    both = {"a": torch.zeros(5), "b": torch.zeros(5)}
+    counting_server.put("run/2.safetensors", safetensors.torch.save(both))
+    assert_same(load_sharded(root, **options), {"a": torch.ones(3), "b": torch.zeros(5)})
+
+
 @pytest.mark.parametrize("base", ["", "/", "a//"])
 def test_a_sharded_model_may_lie_under_any_key(options: Options, counting_server: CountingServer, base: str) -> None:
     counting_server.put(f"{base}one.safetensors", safetensors.torch.save({"a": torch.ones(3)}))
@@ -221,6 +230,10 @@ def test_a_missing_shard_or_tensor_is_named(options: Options, root: str, countin
         b'{"weight_map": {"a": "../b"}}',
         b'{"weight_map": {"a": "/b"}}',
         b'{"weight_map": {"a": ""}}',
+        b'{"weight_map": {"a": "b", "a": "c"}}',
+        b'{"weight_map": {"a": "b"}, "weight_map": {"a": "c"}}',
+        b'{"weight_map": {"a": "\\ud800"}}',
+        b'{"weight_map": {"a": "' + b"x" * 1025 + b'"}}',
         b"[" * 100_000,
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import tracemalloc
+from typing import Any
 
 import pytest
 import safetensors
@@ -13,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch_checkpoint import CorruptCheckpointError
-from s3torch_checkpoint.safetensors._header import DTYPES, build_header, header_length, parse_header
+from s3torch_checkpoint.safetensors._header import DTYPES, Header, build_header, header_length, parse_header
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
-def parse(fields: object, data_bytes: int) -> object:
+def parse(fields: object, data_bytes: int) -> Header:
     text = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
     return parse_header(text, 8 + len(text) + data_bytes, "s3://b/k")
 
@@ -51,6 +52,43 @@ def test_no_text_whatever_is_more_than_an_error(text: bytes, data_bytes: int) ->
         parse_header(text, 8 + len(text) + data_bytes, "s3://b/k")
     except CorruptCheckpointError:
         pass
+
+
+SIZES = st.sampled_from([0, 1, 2, 2**31, 2**32 + 1, 2**61, 2**62, 2**63 - 1, 2**63, 2**64, -1])
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=3),
+        st.fixed_dictionaries(
+            {
+                "dtype": st.sampled_from(sorted(DTYPES)),
+                "shape": st.lists(SIZES, max_size=4) | st.lists(SIZES, min_size=63, max_size=66),
+                "data_offsets": st.lists(SIZES | st.just(8) | st.just(0), min_size=2, max_size=2),
+            }
+        ),
+        min_size=1,
+        max_size=2,
+    ),
+    st.sampled_from([0, 8, 16]),
+)
+def test_what_is_accepted_has_the_bytes_that_its_tensors_need_and_torch_can_count_them(
+    fields: dict[str, Any], data_bytes: int
+) -> None:
+    try:
+        header = parse(fields, data_bytes)
+    except CorruptCheckpointError:
+        return
+    entries = header.tensors.values()
+    assert sum(entry.end - entry.start for entry in entries) == data_bytes
+    for entry in entries:
+        assert torch.empty(entry.shape, dtype=entry.dtype).nbytes == entry.end - entry.start
+
+
+def test_the_memory_for_a_shape_whose_strides_overflow_is_not_asked_for() -> None:
+    for shape in ([0, 2**62, 2**62], [2**62, 2**62, 0], [2**31, 2**32, 0], [2**62] * 63 + [0]):
+        with pytest.raises(CorruptCheckpointError, match="too large"):
+            parse({"a": {"dtype": "F64", "shape": shape, "data_offsets": [0, 0]}}, 0)
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 100_000_001, 93])
@@ -86,7 +124,8 @@ def test_an_object_too_short_for_a_header_is_refused(prefix: bytes) -> None:
         ({"a": {**F32, "data_offsets": [0.0, 8]}}, 8, "data_offsets"),
         ({"a": {**F32, "data_offsets": [True, 8]}}, 8, "data_offsets"),
         ({"a": {**F32, "shape": [-2]}}, 8, "shape"),
-        ({"a": {**F32, "shape": [2**62, 2**62]}}, 8, "needs"),
+        ({"a": {**F32, "shape": [2**62, 2**62]}}, 8, "too large"),
+        ({"a": {**F32, "shape": [2**32]}}, 8, "needs"),
         ({"a": {**F32, "shape": [1] * 65}}, 8, "shape"),
         ({"a": {**F32, "dtype": "F128"}}, 8, "dtype"),
         ({"a": {**F32, "extra": 1}}, 8, "not described"),

@@ -24,6 +24,7 @@ MAX_HEADER_BYTES = 100_000_000
 METADATA_KEY = "__metadata__"
 _ALIGNMENT = 8
 _MAX_DIMS = 64  # PyTorch's own bound
+_MAX_BYTES = 2**63  # PyTorch counts in 64 bits, and a size of 0 as 1 in the strides of the sizes before it.
 
 
 def _torch_dtypes() -> dict[str, torch.dtype]:
@@ -125,7 +126,7 @@ def parse_header(text: bytes, object_size: int, uri: str) -> Header:
     if not text.startswith(b"{"):
         raise _refusal(uri, "its header is not a JSON object")
     try:
-        fields = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        fields = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise _refusal(uri, f"its header is not valid: {error}") from error
     metadata = _parse_metadata(fields.pop(METADATA_KEY, None), uri)
@@ -143,6 +144,16 @@ def parse_header(text: bytes, object_size: int, uri: str) -> Header:
     if position != object_size:
         raise _refusal(uri, f"its tensors end at byte {position}, but the object has {object_size} bytes")
     return Header({entry.name: entry for entry in entries}, metadata)
+
+
+def parse_json(text: bytes) -> Any:
+    """Read JSON in which no object names anything twice.
+
+    Raises:
+        ValueError: It is no such text.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def build_header(
@@ -201,6 +212,8 @@ def _parse_entry(name: str, field: Any, data_start: int, uri: str) -> TensorEntr
         raise _refusal(uri, f"tensor {name!r} has the dtype {code!r}, which this version of torch has no name for")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(_is_count(size) for size in shape):
         raise _refusal(uri, f"tensor {name!r} has a shape that is not a short list of whole numbers")
+    if math.prod(size or 1 for size in shape) * DTYPES[code].itemsize >= _MAX_BYTES:
+        raise _refusal(uri, f"tensor {name!r} has the shape {shape}, which is too large for any memory")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
         raise _refusal(uri, f"tensor {name!r} has data_offsets that are not two whole numbers")
     start, end = offsets

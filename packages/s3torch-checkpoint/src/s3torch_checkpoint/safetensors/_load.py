@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
@@ -20,10 +19,12 @@ from .._region import Block, contiguous_strides
 from .._tensor_pieces import BlockPiece, PlainPiece
 from .._threads import run_all
 from ._file import SafetensorsFile, open_file
-from ._header import TensorEntry
+from ._header import TensorEntry, parse_json
 
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 100_000_000
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+_MAX_KEY_BYTES = 1024
 _HEADER_THREADS = 16
 # A tensor for a device passes through pinned buffers of this length, so that copies overlap with fetches.
 _DEVICE_BLOCK_BYTES = 32 * 2**20
@@ -132,22 +133,30 @@ def parse_index(text: bytes, uri: str) -> dict[str, str]:
         The file's name of each tensor.
 
     Raises:
-        CorruptCheckpointError: The index is not valid, or names a file outside its folder.
+        CorruptCheckpointError: The index is not valid, names a tensor twice, or names a file outside its folder.
     """
     try:
-        index = json.loads(text)
+        index = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{uri} is not a valid index: {error}") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise CorruptCheckpointError(f"{uri} is not a valid index: it has no weight_map")
     for name, file_name in weight_map.items():
-        parts = file_name.split("/") if isinstance(file_name, str) else [""]
-        if any(part in ("", ".", "..") for part in parts):
+        if not _is_file_name(file_name):
             raise CorruptCheckpointError(
                 f"{uri} is not a valid index: it places {name!r} in {file_name!r}, which is no file of its folder"
             )
     return weight_map
+
+
+def _is_file_name(name: object) -> bool:
+    if not isinstance(name, str) or any(part in ("", ".", "..") for part in name.split("/")):
+        return False
+    try:
+        return len(name.encode()) <= _MAX_KEY_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def select(file: SafetensorsFile, keys: Iterable[str] | None) -> list[TensorEntry]:
