@@ -67,59 +67,66 @@ def deal_items(items: Sequence[WriteItem], bin_count: int) -> list[list[WriteIte
     return [bin_.items for bin_ in bins if bin_.items]
 
 
-def write_item(
-    target: UploadFile, name: str, item: WriteItem, planner: SavePlanner, extensions: Sequence[Any]
-) -> WriteResult:
-    """Write one item and say where it lies.
+class ItemWriter:
+    """Writes the items of one save; for several threads.
 
     Args:
-        target: The object; the item begins where it now ends.
-        name: The object's name, relative to the checkpoint.
-        item: What to write.
-        planner: Resolves the item to its tensor or bytes.
+        planner: Resolves items to their tensors or bytes.
         extensions: torch's stream transforms, from the outermost; empty for none.
-
-    Returns:
-        torch's record of the write.
     """
-    data = planner.resolve_data(item)
-    offset = target.tell()
-    tensor = None
-    lasting = None
-    if item.type != WriteItemType.BYTE_IO:
-        if not isinstance(data, torch.Tensor):
-            raise TypeError(f"the planner resolved {item.index.fqn!r} to a {type(data).__name__}, not to a tensor")
-        tensor = compact_cpu_tensor(data)
-        # What the state dict holds outlasts the upload; a copy that was made here goes when it is written.
-        is_lasting = _gives_the_state(planner) and is_plain(tensor) and data.device == tensor.device
-        if is_lasting and not extensions and data.data_ptr() == tensor.data_ptr():
-            lasting = tensor_buffer(tensor)
-    raw = ItemStream(target, lasting)
-    stream = outermost = cast("IO[bytes]", raw)
-    for extension in extensions:
-        stream = extension.transform_to(stream)
-    if tensor is not None:
-        torch.save(tensor, stream)
-    else:
-        if not isinstance(data, io.BytesIO):
-            raise TypeError(f"the planner resolved {item.index.fqn!r} to a {type(data).__name__}, not to io.BytesIO")
-        stream.write(data.getbuffer())
-    if stream is not outermost:
-        stream.close()
-    info = _StorageInfo(name, offset, raw.length)
-    if extensions:
-        info.transform_descriptors = [extension.get_descriptor() for extension in reversed(extensions)]
-    elif tensor is not None:
-        note_payload(info, raw.storage_offset, tensor)
-    return WriteResult(index=item.index, size_in_bytes=raw.length, storage_data=info)
 
+    def __init__(self, planner: SavePlanner, extensions: Sequence[Any]) -> None:
+        self._planner = planner
+        self._extensions = extensions
+        # What a planner of another kind resolves may be memory that it uses for the next item.
+        self._gives_the_state = all(
+            getattr(getattr(planner, name), "__func__", None) is getattr(DefaultSavePlanner, name)
+            for name in ("resolve_data", "lookup_object", "transform_object")
+        )
 
-def _gives_the_state(planner: SavePlanner) -> bool:
-    """Whether what a planner resolves is the state dict's own, not memory that it may use for the next item."""
-    return all(
-        getattr(getattr(planner, name), "__func__", None) is getattr(DefaultSavePlanner, name)
-        for name in ("resolve_data", "lookup_object", "transform_object")
-    )
+    def write(self, target: UploadFile, name: str, item: WriteItem) -> WriteResult:
+        """Write one item and say where it lies.
+
+        Args:
+            target: The object; the item begins where it now ends.
+            name: The object's name, relative to the checkpoint.
+            item: What to write.
+
+        Returns:
+            torch's record of the write.
+        """
+        data = self._planner.resolve_data(item)
+        offset = target.tell()
+        tensor = None
+        lasting = None
+        if item.type != WriteItemType.BYTE_IO:
+            if not isinstance(data, torch.Tensor):
+                raise TypeError(f"the planner resolved {item.index.fqn!r} to a {type(data).__name__}, not to a tensor")
+            tensor = compact_cpu_tensor(data)
+            # What the state dict holds outlasts the upload; a copy that was made here goes when it is written.
+            is_lasting = self._gives_the_state and is_plain(tensor) and data.device == tensor.device
+            if is_lasting and not self._extensions and data.data_ptr() == tensor.data_ptr():
+                lasting = tensor_buffer(tensor)
+        raw = ItemStream(target, lasting)
+        stream = outermost = cast("IO[bytes]", raw)
+        for extension in self._extensions:
+            stream = extension.transform_to(stream)
+        if tensor is not None:
+            torch.save(tensor, stream)
+        else:
+            if not isinstance(data, io.BytesIO):
+                raise TypeError(
+                    f"the planner resolved {item.index.fqn!r} to a {type(data).__name__}, not to io.BytesIO"
+                )
+            stream.write(data.getbuffer())
+        if stream is not outermost:
+            stream.close()
+        info = _StorageInfo(name, offset, raw.length)
+        if self._extensions:
+            info.transform_descriptors = [extension.get_descriptor() for extension in reversed(self._extensions)]
+        elif tensor is not None:
+            note_payload(info, raw.storage_offset, tensor)
+        return WriteResult(index=item.index, size_in_bytes=raw.length, storage_data=info)
 
 
 def compact_cpu_tensor(tensor: torch.Tensor) -> torch.Tensor:

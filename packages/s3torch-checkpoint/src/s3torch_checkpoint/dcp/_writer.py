@@ -28,7 +28,7 @@ from ._commit import commit, delete_quietly, missing_items, rank_metadata_names
 from ._names import METADATA_NAME, data_name, new_save_id, rank_metadata_name
 from ._portable_errors import portable_errors
 from ._prefix_strategies import DefaultPrefixStrategy, S3PrefixStrategyBase
-from ._save_items import FilePlan, deal_items, stored_size, write_item
+from ._save_items import FilePlan, ItemWriter, deal_items, stored_size
 
 # Below this many bytes a further file costs more in requests than it brings in parallel work.
 _MIN_FILE_BYTES = 16 * 2**20
@@ -215,13 +215,14 @@ class S3StorageWriter(StorageWriter):
         rank = save.rank if save.rank is not None else plan.storage_data
         prefix = self._prefix_strategy.generate_prefix(rank if isinstance(rank, int) else 0)
         files = self._plan_files(save, plan, prefix)
+        items = ItemWriter(planner, self._extensions)
         total = sum(file.size_hint for file in files)
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch.
             # The threads copy from the device on streams of their own, which do not wait for the caller's.
             torch.cuda.synchronize()
         try:
             with TransferProgress(f"Saving {save.address.uri()}", total, self._progress) as progress:
-                tasks = [partial(self._write_file, save, file, planner, progress) for file in files]
+                tasks = [partial(self._write_file, save, file, items, progress) for file in files]
                 written = run_all(tasks, self._thread_count)
         except Exception:
             delete_quietly(self._client, save.address, [file.name for file in files])
@@ -302,11 +303,11 @@ class S3StorageWriter(StorageWriter):
         ]
 
     def _write_file(
-        self, save: _Save, file: FilePlan, planner: SavePlanner, progress: TransferProgress, stop: threading.Event
+        self, save: _Save, file: FilePlan, items: ItemWriter, progress: TransferProgress, stop: threading.Event
     ) -> list[WriteResult]:
         bucket, key = save.address.bucket, save.address.key(file.name)
         with upload(self._client, bucket, key, progress, size_hint=file.size_hint, stop=stop) as target:
-            results = [write_item(target, file.name, item, planner, self._extensions) for item in file.items]
+            results = [items.write(target, file.name, item) for item in file.items]
         return results
 
 
