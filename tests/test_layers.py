@@ -123,6 +123,14 @@ def test_imports_between_packages_point_down(package: Package) -> None:
 
 
 @each_package
+def test_no_package_uses_what_is_private_to_another(package: Package) -> None:
+    siblings = [name for name in LAYERS if name != package.import_name]
+    private = re.compile(rf"^\s*(?:from|import)\s+(?:{'|'.join(siblings)})(?:\.\w+)*\._.*", re.MULTILINE)
+    found = {str(path.relative_to(ROOT)): private.findall(path.read_text()) for path in package.source.rglob("*.py")}
+    assert {where: lines for where, lines in found.items() if lines} == {}
+
+
+@each_package
 def test_a_library_is_named_only_by_the_package_that_owns_it(package: Package) -> None:
     foreign = {name for name, owners in ONLY_IN.items() if package.import_name not in owners}
     foreign |= NEVER_IN.get(package.import_name, set())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from s3core import AccessDeniedError, NoSuchBucketError, NoSuchKeyError, ObjectChangedError, S3Exception
-from s3torch_checkpoint import S3Checkpoint
+from s3torch_checkpoint import S3Checkpoint, estimate_saved_bytes
 from servers import S3Server
 from servers.counting import CountingServer
 
@@ -278,8 +278,6 @@ def test_it_pickles(checkpoint: S3Checkpoint, uri: str) -> None:
 def test_the_size_is_known_before_anything_is_sent(
     checkpoint: S3Checkpoint, uri: str, counting_server: CountingServer
 ) -> None:
-    from s3torch_checkpoint._payload_size import estimate_saved_bytes
-
     state = some_state()
     checkpoint.save(state, uri)
     size = len(counting_server.get("model.pt"))

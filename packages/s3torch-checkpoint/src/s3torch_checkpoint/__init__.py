@@ -11,10 +11,12 @@ from ._errors import (
     IncompleteCheckpointError,
     NoCheckpointError,
 )
+from ._payload_size import estimate_saved_bytes
 
 __all__ = [
     # Checkpoints of one object
     "S3Checkpoint",
+    "estimate_saved_bytes",
     # Settings
     "S3ClientConfig",
     # Errors

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from s3core import NoSuchKeyError, S3ClientConfig, parse_s3_uri
-from s3torch_checkpoint._payload_size import estimate_saved_bytes
+from s3torch_checkpoint import estimate_saved_bytes
 from s3torch_datasets import S3Writer
 
 from ._files import FirstErrorFile
