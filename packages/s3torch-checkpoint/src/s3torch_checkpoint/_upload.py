@@ -13,6 +13,9 @@ from ._lasting import LastingMemory
 from ._progress import TransferProgress
 from ._threads import StoppedError
 
+# How much of a tensor is handed over between two looks at whether to go on: several parts.
+_STEP_BYTES = 64 * 2**20
+
 
 class UploadFile:
     """The file that `torch.save` writes to.
@@ -44,24 +47,23 @@ class UploadFile:
         """Hand bytes over.
 
         Args:
-            data: Any buffer.
+            data: Any buffer whose bytes lie in a row.
             copy: False promises that it stays as it is until the upload's block has ended; see `PutObjectStream.write`.
         """
         if self.error is not None:
             raise self.error
         try:
-            self.check_stop()
-            view = memoryview(data)
+            view = memoryview(data).cast("B")
             found = self._lasting.find(view) if self._lasting is not None else None
             if found is not None:
-                self._stream.write(found, copy=False)
-            else:
-                self._stream.write(view, copy=copy)
+                view, copy = found, False
+            for start in range(0, len(view), _STEP_BYTES):
+                self.check_stop()
+                self._progress.advance(self._stream.write(view[start : start + _STEP_BYTES], copy=copy))
         except BaseException as error:
             self.error = error
             raise
-        self._progress.advance(view.nbytes)
-        return view.nbytes
+        return len(view)
 
     def check_stop(self) -> None:
         """Raise `StoppedError` when this upload is to end without completing."""
