@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -119,6 +120,29 @@ def test_an_archive_written_by_another_tool_is_loaded_in_order(
         load(options, counting_server, packed.getvalue())
     loaded = S3Checkpoint(**options).load(f"s3://{counting_server.bucket}/model.pt")
     assert torch.equal(loaded["a"], state["a"])
+
+
+def test_an_archive_with_a_gap_between_its_members_is_loaded(options: Options, counting_server: CountingServer) -> None:
+    data = archive_of({"a": torch.arange(1000.0)})
+    start = directory_start(data)
+    assert start is not None
+    members = archive_members(data[start:], start)
+    assert members is not None
+    for member in members:
+        gap = 2048 * 64
+        behind = next((one.header for one in members if one.header > member.header), start)
+        moved = bytearray(data[:behind] + bytes(gap) + data[behind:])
+        position = start + gap
+        while moved[position : position + 4] == b"PK\x01\x02":  # an entry of the directory
+            name, extra, comment, header = struct.unpack_from("<3H8xI", moved, position + 28)
+            struct.pack_into("<I", moved, position + 42, header + (gap if header >= behind else 0))
+            position += 46 + name + extra + comment
+        end = moved.rfind(b"PK\x06\x06")  # of an archive with 64-bit offsets, followed by where it is itself
+        struct.pack_into("<Q", moved, end + 48, start + gap)
+        struct.pack_into("<Q", moved, moved.rfind(b"PK\x06\x07") + 8, end)
+        counting_server.put("model.pt", bytes(moved))
+        loaded = S3Checkpoint(**options).load(f"s3://{counting_server.bucket}/model.pt")
+        assert torch.equal(loaded["a"], torch.arange(1000.0))
 
 
 def test_a_local_header_that_says_otherwise_is_believed(options: Options, counting_server: CountingServer) -> None:

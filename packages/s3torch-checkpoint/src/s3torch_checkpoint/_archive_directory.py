@@ -25,6 +25,7 @@ _EXTRA_64 = 1
 # With and without 64-bit sizes.
 _DESCRIPTOR_BYTES = (16, 24)
 _ALIGNMENT = 64
+_MAX_EXTRA_BYTES = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def _start(lowest: int, highest: int, has_descriptor: bool) -> int | None:
     found = [
         highest - descriptor
         for descriptor in (_DESCRIPTOR_BYTES if has_descriptor else (0,))
-        if lowest <= highest - descriptor and (highest - descriptor) % _ALIGNMENT == 0
+        if 0 <= highest - descriptor - lowest <= _MAX_EXTRA_BYTES and (highest - descriptor) % _ALIGNMENT == 0
     ]
     return found[0] if len(found) == 1 else None
 
