@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -204,6 +205,22 @@ def test_a_target_of_another_shape_is_an_error(options: Options, root: str) -> N
     dcp.save({"a": torch.ones(10)}, storage_writer=S3StorageWriter(path=root, **options))
     with pytest.raises(CheckpointException, match=r"Size mismatch|shape"):
         dcp.load({"a": torch.zeros(11)}, storage_reader=S3StorageReader(path=root, **options))
+
+
+class ShortPlanner(DefaultLoadPlanner):
+    """Gives a destination that is too short."""
+
+    def resolve_tensor(self, read_item: Any) -> torch.Tensor:
+        return super().resolve_tensor(read_item)[1:]
+
+
+def test_a_planner_that_gives_a_target_of_another_shape_is_told_the_object(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    dcp.save({"a": torch.ones(10)}, storage_writer=S3StorageWriter(path=root, **options))
+    (key,) = (key for key in counting_server.objects() if key.endswith(".distcp"))
+    with pytest.raises(CheckpointException, match=re.escape(f"s3://{counting_server.bucket}/{key} has (10,)")):
+        dcp.load({"a": torch.zeros(10)}, storage_reader=S3StorageReader(path=root, **options), planner=ShortPlanner())
 
 
 def test_connections_that_break_are_taken_up_again(

@@ -37,6 +37,12 @@ def name(plan: SharePlan, part: Share) -> object:
     return plan.items[part.item][0]
 
 
+def test_an_item_without_bytes_is_not_passed_on() -> None:
+    stored = {item(0).storage_index: _StorageInfo("file", 0, 0)}
+    plans = plan_sharing([LoadPlan([item(0)]), LoadPlan([item(0)])], stored, None, "load")
+    assert [(plan.items, plan.shares) for plan in plans] == [([], []), ([], [])]
+
+
 @given(needs)
 def test_each_shared_item_is_read_once_and_reaches_everyone_who_needs_it(wanted: list[set[int]]) -> None:
     plans = share(wanted)

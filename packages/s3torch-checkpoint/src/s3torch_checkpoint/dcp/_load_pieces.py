@@ -84,7 +84,7 @@ class ItemReader:
     Args:
         planner: Knows the destinations; called in the thread of the load alone.
         decode: Undoes torch's stream transforms, named by their descriptors.
-        uri_of: Spells an object's URI, for messages.
+        uri_of: Spells the URI of an object of the checkpoint, for messages.
     """
 
     planner: LoadPlanner
@@ -124,7 +124,7 @@ class ItemReader:
             for dimension, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 if (offset, length) != (0, tensor.size(dimension)):
                     tensor = tensor.narrow(dimension, offset, length)
-            target = self._target(item, key)
+            target = self._target(item, info)
             target.copy_(tensor)
             settle(target)
             self.planner.commit_tensor(item, target)
@@ -134,7 +134,7 @@ class ItemReader:
     def _payload_pieces(
         self, item: ReadItem, payload: Payload, key: str, info: Any, in_blocks: bool
     ) -> Iterator[LoadPiece]:
-        target = self._target(item, key)
+        target = self._target(item, info)
         itemsize = payload.dtype.itemsize
         in_place = is_plain(target) and target.dtype == payload.dtype
         try:
@@ -189,12 +189,12 @@ class ItemReader:
         decoded.seek(0)
         return decoded
 
-    def _target(self, item: ReadItem, key: str) -> torch.Tensor:
+    def _target(self, item: ReadItem, info: Any) -> torch.Tensor:
         target = self.planner.resolve_tensor(item).detach()
         if tuple(target.shape) != tuple(item.lengths):
             raise CorruptCheckpointError(
-                f"{item.storage_index.fqn!r} in {self.uri_of(key)} has {tuple(item.lengths)} elements to load into a "
-                f"destination of shape {tuple(target.shape)}"
+                f"{item.storage_index.fqn!r} in {self.uri_of(info.relative_path)} has {tuple(item.lengths)} elements "
+                f"to load into a destination of shape {tuple(target.shape)}"
             )
         return target
 

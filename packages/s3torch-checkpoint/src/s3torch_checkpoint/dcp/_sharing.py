@@ -133,9 +133,12 @@ def plan_sharing(
         info = storage_data.get(item.storage_index)
         if info is None:  # the rank itself says what is missing
             continue
+        sizes = block_sizes(item, info)
+        if 0 in sizes:  # of what has no bytes there is nothing to pass on, and no rank can send it
+            continue
         for rank in ranks:
             shared[rank].items.append(identity)
-        for block, size in enumerate(block_sizes(item, info)):
+        for block, size in enumerate(sizes):
             owner = min(ranks, key=lambda rank: (load_bytes[rank], rank))
             turn = load_bytes[owner] // round_bytes
             load_bytes[owner] += size
