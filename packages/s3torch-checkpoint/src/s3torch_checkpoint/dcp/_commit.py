@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -108,30 +108,41 @@ def commit(client: S3Client, address: CheckpointAddress, name: str, metadata: Me
         name: Name of the metadata object.
         metadata: Complete, with the place of every item.
     """
-    replaced = _names_before(client, address, name)
+    of_job, of_ranks, alone = _what_is_there(client, address, name)
     body = pickle.dumps(metadata)
     with (
         TransferProgress(f"Committing {address.uri()}", len(body), enabled=False) as progress,
         upload(client, address.bucket, address.key(name), progress, size_hint=len(body)) as target,
     ):
         target.write(body)
+    if delete_quietly(client, address, alone):
+        of_job |= of_ranks
+    delete_quietly(client, address, of_job - data_names(metadata))
+
+
+def _what_is_there(client: S3Client, address: CheckpointAddress, name: str) -> tuple[set[str], set[str], list[str]]:
+    """Find what a commit will replace.
+
+    Returns:
+        Names of the data of the checkpoint, and of what ranks saved on their own; names of those ranks' metadata.
+    """
+    look: list[Callable[[Any], Any]] = [partial(_names_before, client, address, name)]
     if name == METADATA_NAME:
-        replaced |= _remove_rank_metadata(client, address)
-    delete_quietly(client, address, replaced - data_names(metadata))
+        look.append(partial(_find_rank_metadata, client, address))
+    of_job, *found = run_all(look, len(look))  # one round trip for both
+    alone: list[str] = found[0] if found else []
+    tasks = [partial(_names_before, client, address, rank_name) for rank_name in alone]
+    return of_job, set().union(*run_all(tasks, METADATA_THREADS)) if tasks else set(), alone
 
 
-def _remove_rank_metadata(client: S3Client, address: CheckpointAddress) -> set[str]:
-    """Delete the metadata of ranks that saved on their own; gives the names of the data that it named."""
+def _find_rank_metadata(client: S3Client, address: CheckpointAddress, _stop: object = None) -> list[str]:
     try:
-        names = rank_metadata_names(client, address)
+        return rank_metadata_names(client, address)
     except AccessDeniedError:  # a save needs no permission to list
-        return set()
+        return []
     except S3Exception as error:
         logger.warning("What ranks saved on their own at %s before, if anything, stays there: %s", address.uri(), error)
-        return set()
-    tasks = [partial(_names_before, client, address, name) for name in names]
-    replaced = set().union(*run_all(tasks, METADATA_THREADS)) if tasks else set()
-    return replaced if delete_quietly(client, address, names) else set()
+        return []
 
 
 def _names_before(client: S3Client, address: CheckpointAddress, name: str, _stop: object = None) -> set[str]:
