@@ -16,7 +16,16 @@ from typing import Any
 
 import pytest
 
-from s3core import ConfigError, NoSuchBucketError, PutObjectStream, S3Client, S3Exception, ThrottledError
+from s3core import (
+    ConfigError,
+    NoSuchBucketError,
+    PutObjectStream,
+    S3Client,
+    S3ConnectionError,
+    S3Exception,
+    ThrottledError,
+)
+from s3core._headers import checksum_of
 from servers import CountingServer, S3Server
 
 MiB = 2**20
@@ -356,15 +365,66 @@ def test_an_answer_to_the_completion_that_is_lost_does_not_lose_the_object(
     assert counting_server.get("key") == DATA
 
 
-def test_a_completion_that_finds_the_upload_gone_does_not_take_another_object_for_its_own(
-    counting_server: CountingServer, client: S3Client
+OPAQUE = {"ETag": '"00112233445566778899aabbccddeeff-3"'}  # as of an object that KMS encrypts
+
+
+@pytest.mark.parametrize("algorithm", ["CRC64NVME", "SHA256"])
+def test_an_object_whose_etag_is_no_md5_is_known_by_its_checksum(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], algorithm: str
 ) -> None:
-    counting_server.put("key", DATA[::-1])
+    client = make_client(counting_server, part_size=PART, upload_checksum=algorithm)
+    bounds = [(0, PART), (PART, 2 * PART), (2 * PART, len(DATA))]
+    parts = b"".join(hashlib.sha256(DATA[start:end]).digest() for start, end in bounds)
+    of_parts = base64.b64encode(hashlib.sha256(parts).digest()).decode() + "-3"
+    checksum = of_parts if algorithm == "SHA256" else checksum_of([DATA], algorithm)
+    header = f"x-amz-checksum-{algorithm.lower()}"
+    counting_server.fault(operation="HeadObject", times=1, headers={**OPAQUE, header: checksum})
+    counting_server.fault(operation="CompleteMultipartUpload", times=1, cut=0)
+    with client.put_object(counting_server.bucket, "key") as stream:
+        stream.write(DATA)
+    assert counting_server.get("key") == DATA
+    (question,) = [request for request in counting_server.requests if request.operation == "HeadObject"]
+    assert question.headers["x-amz-checksum-mode"] == "ENABLED"
+
+    counting_server.fault(operation="HeadObject", times=1, headers={**OPAQUE, header: "b3RoZXI="})
+    counting_server.fault(operation="CompleteMultipartUpload", times=1, status=404, code="NoSuchUpload")
+    stream = client.put_object(counting_server.bucket, "key")
+    with pytest.raises(S3Exception, match="no longer exists; somebody aborted it or a lifecycle rule did"), stream:
+        stream.write(DATA)
+
+
+@pytest.mark.parametrize("answer", [{"headers": OPAQUE}, {"status": 403}])
+def test_a_lost_answer_that_nothing_makes_up_for_is_an_error_that_says_so(
+    counting_server: CountingServer, client: S3Client, answer: dict[str, Any]
+) -> None:
+    counting_server.fault(operation="HeadObject", **answer)
+    counting_server.fault(operation="CompleteMultipartUpload", times=1, cut=0)
+    stream = client.put_object(counting_server.bucket, "key")
+    with pytest.raises(S3Exception, match=r"s3://.*/key failed: .* became the object .* look at it"), stream:
+        stream.write(DATA)
+
+
+def test_an_answer_that_is_lost_in_the_only_attempt_is_an_error_that_says_so(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    counting_server.fault(operation="CompleteMultipartUpload", cut=0)
+    stream = make_client(counting_server, part_size=PART, max_attempts=1).put_object(counting_server.bucket, "key")
+    with pytest.raises(S3ConnectionError, match="may be in place all the same"), stream:
+        stream.write(DATA)
+
+
+@pytest.mark.parametrize("other", [None, DATA[1:], DATA[::-1]], ids=["nothing", "shorter", "as long"])
+def test_a_completion_that_finds_the_upload_gone_does_not_take_another_object_for_its_own(
+    counting_server: CountingServer, client: S3Client, other: bytes | None
+) -> None:
+    if other is not None:
+        counting_server.put("key", other)
     counting_server.fault(operation="CompleteMultipartUpload", times=1, status=404, code="NoSuchUpload")
     stream = client.put_object(counting_server.bucket, "key")
     with pytest.raises(S3Exception, match="no longer exists"), stream:
         stream.write(DATA)
-    assert counting_server.get("key") == DATA[::-1]
+    assert counting_server.keys() == ([] if other is None else ["key"])
+    assert other is None or counting_server.get("key") == other
 
 
 def test_a_completion_that_fails_behind_a_status_of_200_is_tried_again(

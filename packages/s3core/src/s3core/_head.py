@@ -75,10 +75,14 @@ def _require_bucket(runtime: Runtime, bucket: str) -> None:
     runtime.known_buckets.add(bucket)
 
 
-def head_with_headers(runtime: Runtime, target: Target) -> tuple[ObjectInfo, Mapping[str, str]]:
-    """As `head`, with all headers of the answer."""
+def head_with_headers(
+    runtime: Runtime, target: Target, *, asks_checksum: bool = False
+) -> tuple[ObjectInfo, Mapping[str, str]]:
+    """As `head`, with all headers of the answer, and the object's checksum among them where the store keeps one."""
     query = {"versionId": target.version_id} if target.version_id else {}
     headers = customer_key_headers(runtime.config)
+    if asks_checksum:
+        headers["x-amz-checksum-mode"] = "ENABLED"
     response = runtime.rest.send(Request("HEAD", target.bucket, target.key, query=query, headers=headers))
     size = response.headers.get("Content-Length")
     if size is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ._config import STORAGE_CLASS, S3ClientConfig
@@ -76,6 +76,30 @@ def checksum_of(pieces: Iterable[bytes | bytearray | memoryview], algorithm: str
     return base64.b64encode(_crc64nvme(pieces).to_bytes(8, "big")).decode()
 
 
+def joined_checksum(parts: Sequence[tuple[str, int]], algorithm: str) -> str:
+    """The checksum that an object made of parts is known by: of all its bytes, or, with SHA256, of the parts' own.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+
+    Args:
+        parts: Checksum and length of each part, in order.
+        algorithm: Their algorithm.
+    """
+    digests = [base64.b64decode(checksum) for checksum, _ in parts]
+    if algorithm == "SHA256":
+        return f"{base64.b64encode(hashlib.sha256(b''.join(digests)).digest()).decode()}-{len(parts)}"
+    model = _crc_model()
+    crc = int(model.calc(b""))
+    for digest, (_, size) in zip(digests, parts, strict=True):
+        crc = int(model.combine(crc, int.from_bytes(digest, "big"), size))
+    return base64.b64encode(crc.to_bytes(8, "big")).decode()
+
+
+def checksum_header(algorithm: str) -> str:
+    """The name of the header that carries a checksum."""
+    return f"x-amz-checksum-{algorithm.lower()}"
+
+
 def checksum_headers(algorithm: str | None, checksum: str | None) -> dict[str, str]:
     """The headers by which the store verifies a body.
 
@@ -84,20 +108,25 @@ def checksum_headers(algorithm: str | None, checksum: str | None) -> dict[str, s
     """
     if algorithm is None or checksum is None:
         return {}
-    return {f"x-amz-checksum-{algorithm.lower()}": checksum, "x-amz-sdk-checksum-algorithm": algorithm}
+    return {checksum_header(algorithm): checksum, "x-amz-sdk-checksum-algorithm": algorithm}
 
 
 def _crc64nvme(pieces: Iterable[bytes | bytearray | memoryview]) -> int:
+    model = _crc_model()
+    crc = int(model.calc(b""))
+    for piece in pieces:
+        crc = int(model.calc(piece, crc))
+    return crc
+
+
+def _crc_model() -> Any:
     global _model
     if _model is None:
         load("anycrc")
         import anycrc
 
         _model = anycrc.Model("CRC64-NVME")
-    crc = int(_model.calc(b""))
-    for piece in pieces:
-        crc = int(_model.calc(piece, crc))
-    return crc
+    return _model
 
 
 _model: Any = None

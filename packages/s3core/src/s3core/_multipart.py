@@ -7,8 +7,6 @@ none of its parts is on its way any more: S3 lets parts in flight survive an abo
 
 from __future__ import annotations
 
-import binascii
-import hashlib
 import logging
 import threading
 import time
@@ -16,13 +14,14 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ._exceptions import S3Exception
-from ._head import Target, head
+from ._exceptions import NoSuchKeyError, S3ConnectionError, S3Exception, S3TimeoutError
+from ._head import Target, head_with_headers
 from ._headers import checksum_headers, checksum_of, customer_key_headers
 from ._library import Pieces
 from ._outcome import Outcome
 from ._pool import wait_for
 from ._rest import Refused, Request
+from ._sent_part import SentPart, is_made_of
 from ._xml import Document, completion_document
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class MultipartUpload:
         self._headers = headers
         self._checksum = checksum
         self._id = ""
-        self._parts: dict[int, tuple[str, str | None]] = {}
+        self._parts: dict[int, SentPart] = {}
         self._error: BaseException | None = None
         self._uncertain = False
         self._steps: set[_Step] = set()
@@ -142,17 +141,18 @@ class MultipartUpload:
                 etag = self._runtime.rest.send(request).headers.get("ETag")
                 if not etag:
                     raise S3Exception(f"upload of part {number} of {self._target.uri} failed: the store sent no ETag")
-                self._parts[number] = (etag, checksum)
+                self._parts[number] = SentPart(etag, checksum, sum(map(len, body)))
             finally:
                 on_done()
 
         self._submit(send, on_done)
 
-    def submit_copy(self, number: int, headers: dict[str, str]) -> None:
+    def submit_copy(self, number: int, size: int, headers: dict[str, str]) -> None:
         """Have the store copy a range of another object as a part.
 
         Args:
             number: Its number, from 1.
+            size: Its length in bytes.
             headers: Name the source and its range.
         """
 
@@ -167,7 +167,7 @@ class MultipartUpload:
             etag = Document(body, f"{what} of {self._target.uri}").text("ETag")
             if not etag:
                 raise S3Exception(f"{what} of {self._target.uri} failed: the store sent no ETag")
-            self._parts[number] = (etag, None)
+            self._parts[number] = SentPart(etag, None, size)
 
         self._submit(send)
 
@@ -193,11 +193,8 @@ class MultipartUpload:
                 self._changed.wait(_SLICE_SECONDS)
         self.raise_error()
 
-    def complete(self, size: int) -> None:
+    def complete(self) -> None:
         """Make the object visible, when all parts have arrived.
-
-        Args:
-            size: The object's length in bytes.
 
         Raises:
             S3Exception: A part failed or the store refused; abort the upload then.
@@ -205,7 +202,7 @@ class MultipartUpload:
         self.wait_below(1)
 
         def send() -> None:
-            self._send_completion(size)
+            self._send_completion()
             self._completed = True
 
         wait_for(self._submit(send))
@@ -311,32 +308,42 @@ class MultipartUpload:
             method, target.bucket, target.key, query=query, headers=headers or {}, body=body, what=what, stop=self._stop
         )
 
-    def _send_completion(self, size: int) -> None:
-        rows = [(number, etag, checksum) for number, (etag, checksum) in sorted(self._parts.items())]
-        if [number for number, _, _ in rows] != list(range(1, len(rows) + 1)):
+    def _send_completion(self) -> None:
+        numbers, parts = sorted(self._parts), [self._parts[number] for number in sorted(self._parts)]
+        if numbers != list(range(1, len(parts) + 1)):
             raise S3Exception(f"the upload of {self._target.uri} lacks a part and cannot be completed; write it again")
         headers = {"Content-Type": "application/xml", **customer_key_headers(self._runtime.config)}
-        what = "completion of the upload"
-        request = self._request(
-            "POST", {"uploadId": self._id}, headers=headers, body=completion_document(rows, self._checksum), what=what
-        )
+        rows = [(number, part.etag, part.checksum) for number, part in zip(numbers, parts, strict=True)]
+        body, what = completion_document(rows, self._checksum), "completion of the upload"
         try:
-            self._runtime.rest.try_send_whole(request)
+            self._runtime.rest.try_send_whole(
+                self._request("POST", {"uploadId": self._id}, headers=headers, body=body, what=what)
+            )
         except Refused as refused:
             # An answer that was lost makes the second attempt find no upload: look whether the object is ours.
-            if refused.failure.code == "NoSuchUpload" and self._is_completed(size):
-                return
+            if refused.failure.code == "NoSuchUpload":
+                is_ours = self._is_in_place(parts)
+                if is_ours:
+                    return
+                if is_ours is None:
+                    raise S3Exception(
+                        f"{what} of {self._target.uri} failed: the multipart upload no longer exists; somebody aborted "
+                        "it, or it became the object and the answer to that was lost: what the store says about the "
+                        "object in place does not tell; look at it before you write it again"
+                    ) from None
             raise refused.translated() from None
+        except (S3ConnectionError, S3TimeoutError) as error:
+            raise type(error)(f"{error}; the object may be in place all the same: look whether it is") from error
 
-    def _is_completed(self, size: int) -> bool:
-        """Whether the object in place is the one of these parts: its ETag is made of theirs."""
+    def _is_in_place(self, parts: list[SentPart]) -> bool | None:
+        """Whether the object in place is the one of these parts; None where the store does not tell."""
         try:
-            digests = b"".join(binascii.unhexlify(etag.strip('"')) for _, (etag, _) in sorted(self._parts.items()))
-            info = head(self._runtime, self._target)
-        except (binascii.Error, ValueError, S3Exception):
+            found = head_with_headers(self._runtime, self._target, asks_checksum=True)
+        except NoSuchKeyError:
             return False
-        expected = f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"'
-        return info.size == size and info.etag == expected
+        except S3Exception:
+            return None
+        return is_made_of(parts, self._checksum, *found)
 
     def _send_abort(self) -> None:
         if not self._abort_claim.acquire(blocking=False):

@@ -150,8 +150,8 @@ def copy_object(
     try:
         upload.create()
         for number, (start, end) in enumerate(split_range(0, info.size, part_size), 1):
-            upload.submit_copy(number, {**headers, "x-amz-copy-source-range": f"bytes={start}-{end - 1}"})
-        upload.complete(info.size)
+            upload.submit_copy(number, end - start, {**headers, "x-amz-copy-source-range": f"bytes={start}-{end - 1}"})
+        upload.complete()
     except BaseException as error:
         upload.abort(30.0 if isinstance(error, Exception) else INTERRUPT_SECONDS)
         if isinstance(error, PreconditionFailedError):

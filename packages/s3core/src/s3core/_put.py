@@ -318,7 +318,7 @@ class PutObjectStream:
             return
         if self._part.size:
             self._send_part()
-        self._upload.complete(self._size)
+        self._upload.complete()
 
     def _put_at_once(self) -> None:
         # One piece of our own, whatever the caller promised: after Ctrl-C it may change while it is still being sent.
