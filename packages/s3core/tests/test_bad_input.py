@@ -154,13 +154,23 @@ def test_a_part_size_below_what_s3_allows() -> None:
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["localhost:9000", "ftp://host", "http://", "http://h:99999", "http://u:hidden@h", "https://h?x=1", "http://[::1"],
+    [
+        *("localhost:9000", "ftp://host", "http://", "http://h:99999", "https://h?x=1", "http://[::1"),
+        *("http://u:hidden-thing@h", "http://u:hidden-thing/more@h", "http://@h"),
+        *("http://a b", "http://a..b", "http://a\n", "http://a%20b", f"http://{'a' * 64}", "http://ü", "http://h/ü"),
+        *("http://256.0.0.1", "http://[fe80::1%25eth0]"),
+    ],
 )
 def test_an_endpoint_that_is_no_url(endpoint: str) -> None:
     with pytest.raises(ConfigError, match="endpoint is") as caught:
         S3Client("us-east-1", endpoint=endpoint)
     assert "https://s3.example.com" in str(caught.value)
-    assert "hidden@" not in str(caught.value).replace("<hidden>@", "")
+    assert "hidden-thing" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["a", "a.b.", "a_b-c.example:80", "10.0.0.1", "[::1]:9000", "1.example", "A.B/base"])
+def test_an_endpoint_that_is_one(host: str) -> None:
+    assert S3Client("us-east-1", endpoint=f"https://{host}/").endpoint == f"https://{host}"
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,13 @@ def test_a_refusal_names_the_field_the_value_and_what_is_allowed(field: str, val
         ({"sse": "SSE-C", "sse_customer_key": "hidden-thing!"}, "sse_customer_key"),
         ({"proxy": "hidden-thing@proxy.example:3128"}, "proxy"),
         ({"proxy": "ftp://user:hidden-thing@proxy"}, "proxy"),
+        ({"proxy": "socks5://user:hidden-thing@proxy:1080"}, "proxy"),
+        ({"proxy": "http://user:hidden-thing@proxy:port"}, "proxy"),
+        ({"proxy": "http://user:hidden-thing@proxy:99999"}, "proxy"),
+        ({"proxy": "http://user:hidden-thing/more@proxy:3128"}, "proxy.*percent-encoded"),
+        ({"proxy": "http://user:hidden-thing@[::1"}, "proxy"),
+        ({"proxy": "http://user:hidden-thing@[proxy]:3128"}, "proxy"),
+        ({"proxy": "http://user:hidden-thing@pro xy:3128"}, "proxy"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_without_showing_secrets(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from s3core import ConfigError, S3Client, S3ClientConfig
+from s3core import ConfigError, ObjectInfo, S3Client, S3ClientConfig
 from s3core._address import locate
 from s3core._settings import proxy_for
 
@@ -170,3 +171,32 @@ def test_a_proxy_comes_from_the_config_or_else_from_the_environment(monkeypatch:
     assert proxy_for(url, S3ClientConfig(proxy="")) is None
     monkeypatch.setenv("NO_PROXY", ".amazonaws.com")
     assert proxy_for(url, S3ClientConfig()) is None
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://user:hidden-thing@host:1080", "user:hidden-thing@host:port", "http://user:hidden-thing@"]
+)
+def test_a_proxy_of_the_environment_that_is_none_is_named_without_its_secrets(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY" if os.name == "nt" else "http_proxy", proxy)
+    config = S3ClientConfig(access_key_id="id", secret_access_key="secret")
+    client = S3Client("r", endpoint="http://far.invalid", s3client_config=config)
+    uses: list[Callable[[], object]] = [
+        lambda: next(client.list_objects("bucket")),
+        lambda: client.get_object("bucket", "key").read_all(),
+        lambda: client.get_object("bucket", "odd//key").read_all(),
+        lambda: client.get_object("bucket", "key", object_info=ObjectInfo("key", 10)).read_all(),
+        lambda: client.put_object("bucket", "key").close(),
+    ]
+    for use in uses:
+        with pytest.raises(ConfigError, match=r"HTTP_PROXY .*://….*far\.invalid in NO_PROXY, or set .*proxy") as caught:
+            use()
+        assert "hidden-thing" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "127.0.0.1"])
+def test_no_bucket_goes_before_an_address(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"force_path_style is False.*leave force_path_style out"):
+        S3Client("r", endpoint=f"http://{host}:9000", s3client_config=S3ClientConfig(force_path_style=False))
+    S3Client("r", endpoint=f"http://{host}:9000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _SUFFIXES = {
     "eusc-": "amazonaws.eu",
 }
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_NAME = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*([A-Za-z0-9_-]{1,63})\.?")
 # Unreserved characters of RFC 3986, and the slash: what a signed S3 path leaves as it is.
 _SAFE = "/-_.~"
 
@@ -71,6 +73,36 @@ def host_of(url: str) -> str:
     if parts.port is None or parts.port == _DEFAULT_PORTS.get(parts.scheme):
         return host
     return f"{host}:{parts.port}"
+
+
+def is_http_url(url: str) -> bool:
+    """Say whether a URL leads to a host by HTTP, for each of the libraries that are given it.
+
+    obstore panics, and urllib3 raises errors of its own, where a host name is none.
+
+    Args:
+        url: The URL, whose other parts may be anything that is ASCII.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:  # A port that is no number, or half a bracket.
+        return False
+    is_plain = url.isascii() and url.isprintable() and " " not in url
+    return is_plain and parts.scheme in ("http", "https") and port != 0 and (is_ip_address(host) or _is_name(host))
+
+
+def is_ip_address(host: str) -> bool:
+    """Say whether a host is an address and no name."""
+    try:
+        return not getattr(ipaddress.ip_address(host), "scope_id", None)  # Zones are not for URLs.
+    except ValueError:
+        return False
+
+
+def _is_name(host: str) -> bool:
+    match = _NAME.fullmatch(host)
+    return match is not None and not match[1].isdecimal()  # That would be an address, which it is not.
 
 
 def locate(bucket: str, region: str, endpoint: str | None, force_path_style: bool | None) -> Address:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
+from ._address import is_http_url
 from ._exceptions import ConfigError
 
 KiB = 2**10
@@ -27,6 +27,8 @@ UPLOAD_CHECKSUMS = ("CRC64NVME", "SHA256")
 STORAGE_CLASS = re.compile(r"[A-Z][A-Z0-9_-]{1,63}")
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
+
+PROXY_URL = "a URL like 'http://proxy.example:3128', with user and password percent-encoded if there are any"
 
 RefreshCredentials: TypeAlias = Callable[[], Mapping[str, Any]]
 
@@ -184,11 +186,8 @@ class S3ClientConfig:
             raise _refusal("ca_bundle", self.ca_bundle, "the path of a PEM file that exists")
         if self.proxy is not None:
             _check_type("proxy", self.proxy, str, "a URL, '' for none, or None for the environment's")
-            if self.proxy:
-                parts = urlsplit(self.proxy)
-                if parts.scheme not in ("http", "https") or not parts.hostname:
-                    shown = f"{parts.scheme}://…" if parts.scheme else "a text without a scheme"
-                    raise _refusal("proxy", shown, "a URL like 'http://proxy.example:3128'")
+            if self.proxy and not is_http_url(self.proxy):
+                raise _refusal("proxy", hide_proxy(self.proxy), PROXY_URL)
 
     def _check_encryption(self) -> None:
         _check_choice("sse", self.sse, SSE_MODES)
@@ -214,6 +213,12 @@ class S3ClientConfig:
             return base64.b64decode(key, validate=True)
         except (binascii.Error, ValueError, TypeError):
             return b""
+
+
+def hide_proxy(url: str) -> str:
+    """What may be shown of a proxy's URL, which may hold a password anywhere."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
+    return f"{scheme[0]}…" if scheme is not None else "a text without a scheme"
 
 
 def fits_signature(name: str, value: str | None) -> bool:

@@ -132,7 +132,8 @@ class Library:
                 options["proxy_headers"] = urllib3.make_headers(
                     proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"
                 )
-            manager = urllib3.ProxyManager(proxy, **options)
+            host = parts.netloc.rpartition("@")[2]  # Not the password, which would be in messages.
+            manager = urllib3.ProxyManager(f"{parts.scheme}://{host}", **options)
         pool = manager.connection_from_url(origin)
         pool.ConnectionCls = _patient(pool.ConnectionCls, config.read_timeout)
         return pool

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ._config import S3ClientConfig
+from ._address import is_http_url, is_ip_address
+from ._config import PROXY_URL, S3ClientConfig, hide_proxy
 from ._exceptions import ConfigError
 from ._loading import load
 
@@ -85,7 +86,7 @@ def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientC
     if region is None and _has_profile_file(profile, config):
         region = open_session(profile).get_config_variable("region")
     if endpoint is not None:
-        endpoint = _check_endpoint(endpoint)
+        endpoint = _check_endpoint(endpoint, config.force_path_style)
     if region is not None and (not isinstance(region, str) or not region.replace("-", "").isalnum()):
         raise ConfigError(f"region is {region!r}; it must be the name of a region, such as 'eu-west-1'")
     if region is None and endpoint is not None:
@@ -113,6 +114,9 @@ def proxy_for(url: str, config: S3ClientConfig) -> str | None:
 
     Returns:
         The proxy's URL, or None for a direct connection.
+
+    Raises:
+        ConfigError: The environment names one that is no HTTP proxy.
     """
     load("urllib.request")
     import urllib.request
@@ -125,9 +129,16 @@ def proxy_for(url: str, config: S3ClientConfig) -> str | None:
         return None
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and "://" not in proxy:
+    if not proxy:
+        return None
+    if "://" not in proxy:
         proxy = f"http://{proxy}"
-    return proxy or None
+    if not is_http_url(proxy):
+        raise ConfigError(
+            f"{parts.scheme.upper()}_PROXY or ALL_PROXY of the environment is {hide_proxy(proxy)!r}; it must be "
+            f"{PROXY_URL}; else name {host} in NO_PROXY, or set S3ClientConfig.proxy ('' for none)"
+        )
+    return proxy
 
 
 def open_session(profile: str | None) -> botocore.session.Session:
@@ -195,17 +206,18 @@ def _profile_endpoint(session: botocore.session.Session) -> str | None:
     return None
 
 
-def _check_endpoint(endpoint: str) -> str:
-    parts = None
-    try:
-        parts = urlsplit(endpoint) if isinstance(endpoint, str) else None
-        fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        fits = False
-    if not fits or parts is None or parts.query or parts.fragment or parts.username:
-        shown = re.sub(r"//[^/]*@", "//<hidden>@", endpoint) if isinstance(endpoint, str) else endpoint
+def _check_endpoint(endpoint: str, force_path_style: bool | None) -> str:
+    fits = isinstance(endpoint, str) and is_http_url(endpoint)
+    parts = urlsplit(endpoint) if fits else None
+    if parts is None or parts.query or parts.fragment or "@" in parts.netloc:
+        shown = re.sub(r"//.*@", "//<hidden>@", endpoint, flags=re.DOTALL) if isinstance(endpoint, str) else endpoint
         raise ConfigError(
             f"endpoint is {shown!r}; it must be a URL like 'https://s3.example.com' or 'http://host:9000'"
+        )
+    if force_path_style is False and is_ip_address(parts.hostname or ""):
+        raise ConfigError(
+            f"S3ClientConfig.force_path_style is False, which puts the bucket before the host's name, but endpoint is "
+            f"{endpoint!r}, an address; leave force_path_style out, or name the host"
         )
     return endpoint.rstrip("/")
 
