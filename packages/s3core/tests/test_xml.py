@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime
 from urllib.parse import quote, quote_plus
 from xml.sax.saxutils import escape
 
@@ -101,6 +103,67 @@ def test_objects_that_lack_an_element_keep_their_columns_apart() -> None:
     assert page.etags == ['"e"', "", '"e"']
 
 
+CELL = re.compile(r"<(\w+)>([^<]*)</\w+>")
+garbage = st.sampled_from(["", " ", "-7", "7.0", "1_0", "x", "&quot;", "&#233;", "9" * 20, "9" * 5000, "<b>1</b>"])
+
+
+@given(st.data(), st.booleans())
+def test_a_garbled_object_is_an_error_or_says_what_it_says(data: st.DataObject, is_scannable: bool) -> None:
+    rows = [row("a"), row("b", more="" if is_scannable else "<!-- -->"), row("c")]
+    for index in data.draw(st.sets(st.integers(0, 2))):
+        cell = data.draw(st.sampled_from(list(CELL.finditer(rows[index]))))
+        said = data.draw(garbage)
+        said = data.draw(st.sampled_from(["", f"<{cell[1]}/>", f"<{cell[1]}>{said}</{cell[1]}>"]))
+        rows[index] = rows[index].replace(cell[0], said)
+    body = listing(rows, more="<IsTruncated>false</IsTruncated>")
+    objects = list(ElementTree.fromstring(body).iter(f"{SPACE}Contents"))
+    told = [[found.findtext(f"{SPACE}{tag}") or "" for found in objects] for tag in ("Key", "Size", "ETag")]
+    is_well = all(told[0]) and all(re.fullmatch("[0-9]{1,19}", size) for size in told[1])
+    if is_well:
+        page = parse_listing(body, "LIST of s3://b/p")
+        assert [page.keys, [str(size) for size in page.sizes], page.etags] == told
+        assert all(info.last_modified is None or info.last_modified.tzinfo for info in page.object_info)
+    else:
+        with pytest.raises(S3Exception, match=r"LIST of s3://b/p failed: .* ListObjectsV2"):
+            parse_listing(body, "LIST of s3://b/p")
+
+
+WHOLE = listing(
+    [row("a%2Bb"), row("b"), "<CommonPrefixes><Prefix>f/</Prefix></CommonPrefixes>"],
+    more="<IsTruncated>true</IsTruncated><NextContinuationToken>t&amp;1</NextContinuationToken>",
+)
+
+
+@given(st.integers(0, len(WHOLE)), st.integers(0, 40), st.binary(max_size=3))
+def test_a_broken_page_is_an_error_that_names_the_prefix(start: int, count: int, new: bytes) -> None:
+    body = WHOLE[:start] + new + WHOLE[start + count :]
+    failed = said = "LIST of s3://b/p failed: "
+    try:
+        page = parse_listing(body, "LIST of s3://b/p")
+        assert len(page.object_info) == len(page.keys) <= 2
+    except S3Exception as error:
+        said = str(error)
+    assert said.startswith(failed)
+
+
+@pytest.mark.parametrize("encoding", ["no-such-thing", "utf-7", "gbk", "undefined", "hex"])
+def test_a_page_in_an_odd_encoding_is_an_error(encoding: str) -> None:
+    body = f'<?xml version="1.0" encoding="{encoding}"?>'.encode() + listing([row("<!-- -->a")]).partition(b"?>")[2]
+    with pytest.raises(S3Exception, match=r"LIST of s3://b failed.*check the endpoint"):
+        parse_listing(body, "LIST of s3://b")
+
+
+@pytest.mark.parametrize("prefix", ["<Prefix/>", ""])
+def test_a_common_prefix_that_is_empty_is_an_error(prefix: str) -> None:
+    with pytest.raises(S3Exception, match=r"LIST of s3://b failed: .*empty common prefix"):
+        parse_listing(listing([f"<CommonPrefixes>{prefix}</CommonPrefixes>"]), "LIST of s3://b")
+
+
+def test_a_time_without_a_zone_is_in_that_of_s3() -> None:
+    (info,) = parse_listing(listing([row("a").replace("000Z", "000")]), "LIST").object_info
+    assert info.last_modified == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
 def test_owners_and_checksums_in_between_do_not_disturb_the_columns() -> None:
     more = "<Owner><ID>x</ID></Owner><ChecksumAlgorithm>CRC32</ChecksumAlgorithm>"
     page = parse_listing(listing([row("a", more=more), row("b")]), "LIST")
@@ -109,8 +172,8 @@ def test_owners_and_checksums_in_between_do_not_disturb_the_columns() -> None:
 
 def test_a_page_that_is_not_the_last_names_the_next() -> None:
     more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t+1==</NextContinuationToken>"
-    assert peek_token(listing([], more=more)) == "t+1=="
-    assert peek_token(listing([], more=more.replace("true", "false"))) is None
+    assert peek_token(listing([], more=more), "LIST") == "t+1=="
+    assert peek_token(listing([], more=more.replace("true", "false")), "LIST") is None
 
 
 @pytest.mark.parametrize("token", ["", "<NextContinuationToken></NextContinuationToken>", "<NextMarker>b</NextMarker>"])

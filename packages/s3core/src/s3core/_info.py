@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 
 
@@ -15,7 +15,7 @@ class ObjectInfo:
         key: The key, byte for byte.
         size: Length of the object in bytes.
         etag: The ETag as S3 sends it, with its quotes; None where the store sends none.
-        last_modified: When the object was written, with its time zone.
+        last_modified: When the object was written, with its time zone; None where what the store says is no time.
         storage_class: `STANDARD`, `GLACIER`, …; None where the store does not say.
         version_id: The version, in a bucket that keeps versions.
     """
@@ -63,6 +63,7 @@ class ListObjectResult:
 
 def _moment(text: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -82,7 +82,7 @@ class ListObjectStream:
             body = wait_for(coming.body)
         finally:
             self._coming = None
-        following = peek_token(body)
+        following = peek_token(body, self._what)
         if following and following == token:
             raise S3Exception(
                 f"{self._what} failed: the store sent the same continuation token twice, which would go on for ever"

@@ -16,6 +16,7 @@ _TRUNCATED = re.compile(rb"<(?:\w+:)?IsTruncated>\s*true\s*<", re.IGNORECASE)  #
 _COLUMNS = ("Size", "ETag", "LastModified", "StorageClass")
 _CELLS = {tag: re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Key", *_COLUMNS)}
 _FOLDERS = re.compile("<CommonPrefixes>\\s*<Prefix>([^<]*)</Prefix>\\s*</CommonPrefixes>")
+_MOST_DIGITS = 19
 _PAGE = re.compile(r"\s*(<\?xml[^>]*\?>)?\s*<ListBucketResult[\s>].*</ListBucketResult>\s*", re.DOTALL)
 # Not `html.unescape`, which knows more names than XML has; the ampersand last, so that nothing is taken twice.
 _ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&amp;": "&"}
@@ -27,7 +28,7 @@ class Document:
     def __init__(self, body: bytes, what: str) -> None:
         try:
             self.root = ElementTree.fromstring(body)
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, ValueError, LookupError) as error:  # The others are for odd encodings.
             raise S3Exception(f"{what} failed: the store's answer is not XML ({error}); check the endpoint") from error
         self.space = self.root.tag.partition("}")[0] + "}" if self.root.tag.startswith("{") else ""
 
@@ -39,10 +40,6 @@ class Document:
     def text(self, tag: str) -> str | None:
         """The text of a child of the root."""
         return self.root.findtext(self.space + tag)
-
-    def texts(self, tag: str) -> list[str]:
-        """The texts of all elements of a tag, in order."""
-        return [element.text or "" for element in self.root.iter(self.space + tag)]
 
     def children(self, tag: str) -> Iterable[dict[str, str]]:
         """The elements of a tag, each as a mapping of its children's texts."""
@@ -62,17 +59,20 @@ def parse_listing(body: bytes, what: str) -> ListObjectResult:
     Raises:
         S3Exception: It is not such a document.
     """
-    if _TRUNCATED.search(body) and not peek_token(body):
+    if _TRUNCATED.search(body) and not peek_token(body, what):
         raise S3Exception(
             f"{what} failed: the store says that there are more keys, but not where they go on; it does not speak "
             "ListObjectsV2"
         )
     keys, columns, prefixes, encoding = _scan_listing(body) or _parse_listing(body, what)
     sizes, etags, modified, classes = columns
+    are_sizes = not sizes or (all(sizes) and "".join(sizes).isdecimal() and len(max(sizes, key=len)) <= _MOST_DIGITS)
+    if not (are_sizes and all(keys) and all(prefixes)):
+        raise _flaw(what, keys, sizes)
     if encoding == "url":
         keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
         prefixes = [unquote_plus(prefix) for prefix in prefixes]
-    return ListObjectResult(keys, [int(size or 0) for size in sizes], etags, modified, classes, prefixes)
+    return ListObjectResult(keys, [int(size) for size in sizes], etags, modified, classes, prefixes)
 
 
 _Listing = tuple[list[str], Sequence[list[str]], list[str], str | None]
@@ -117,32 +117,42 @@ def _parse_listing(body: bytes, what: str) -> _Listing:
     document = Document(body, what)
     if document.name != "ListBucketResult":
         raise S3Exception(f"{what} failed: the store answered a <{document.name}>; check the endpoint")
-    keys = document.texts("Key")
-    columns = [document.texts(tag) for tag in _COLUMNS]
-    if any(len(column) != len(keys) for column in columns):
-        # Some objects lack an element: object by object.
-        rows = list(document.children("Contents"))
-        keys = [row["Key"] for row in rows]
-        columns = [[row.get(tag, "") for row in rows] for tag in _COLUMNS]
-    prefixes = [row["Prefix"] for row in document.children("CommonPrefixes")]
+    rows = list(document.children("Contents"))
+    keys, *columns = ([row.get(tag, "") for row in rows] for tag in ("Key", *_COLUMNS))
+    prefixes = [row.get("Prefix", "") for row in document.children("CommonPrefixes")]
     return keys, columns, prefixes, document.text("EncodingType")
 
 
-def peek_token(body: bytes) -> str | None:
+def _flaw(what: str, keys: list[str], sizes: list[str]) -> S3Exception:
+    """The error for a page on which an object has no key or no size, or a common prefix is empty."""
+    for key, size in zip(keys, sizes, strict=True):
+        if not (key and size.isdecimal() and len(size) <= _MOST_DIGITS):
+            said = f"an object with the key {key[:100]!r} and the size {size[:100]!r}"
+            break
+    else:
+        said = "an empty common prefix"
+    return S3Exception(f"{what} failed: the store sent {said}; it does not speak ListObjectsV2")
+
+
+def peek_token(body: bytes, what: str) -> str | None:
     """Find a listing's continuation token without parsing the page.
 
     Keys cannot be taken for it: in a key, `<` is written `&lt;`.
 
     Args:
         body: The document.
+        what: The operation, for messages.
 
     Returns:
         The token; None on the last page.
+
+    Raises:
+        S3Exception: It is no text.
     """
     if _TRUNCATED.search(body) is None:
         return None
     token = _TOKEN.search(body)
-    return Document(b"<Token>" + token.group(1) + b"</Token>", "listing").root.text if token is not None else None
+    return Document(b"<Token>" + token.group(1) + b"</Token>", what).root.text if token is not None else None
 
 
 def completion_document(parts: Iterable[tuple[int, str, str | None]], checksum: str | None) -> bytes:
