@@ -7,7 +7,7 @@ import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -116,6 +116,43 @@ def test_the_bytes_after_an_interruption_are_those_at_the_position(
                     break
         assert stream.tell() == len(DATA)
         stream.close()
+        assert client._runtime.budget.used == 0
+
+
+@pytest.mark.parametrize("module", ["_get", "_budget"])
+def test_the_memory_of_a_stream_is_given_back_once_when_its_closing_is_interrupted(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], module: str
+) -> None:
+    counting_server.put("key", DATA)
+    client = make_client(counting_server)
+    holder = object()
+    client._runtime.budget.take(holder, 12345)  # of another stream
+    for interruption in each_interruption(module):
+        stream = client.get_object(counting_server.bucket, "key")
+        with interrupted(interruption), suppress(KeyboardInterrupt), stream:
+            next(stream)
+            next(stream)
+        del stream
+        assert client._runtime.budget.used == 12345
+    client._runtime.budget.give_back(holder)
+
+
+@pytest.mark.parametrize("module", ["_put", "_budget"])
+def test_the_memory_of_an_upload_is_given_back_once_when_it_is_interrupted(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], module: str
+) -> None:
+    client = make_client(counting_server, part_size=5 * 2**20)
+    holder = object()
+    client._runtime.budget.take(holder, 12345)  # of another stream
+    piece = bytearray(3 * 2**20)
+    for interruption in each_interruption(module):
+        stream = client.put_object(counting_server.bucket, "new")
+        with interrupted(interruption), suppress(KeyboardInterrupt), stream:
+            for _ in range(6):
+                stream.write(piece)
+        del stream
+        assert client._runtime.budget.used == 12345
+    client._runtime.budget.give_back(holder)
 
 
 def test_no_page_is_left_out_after_an_interruption(

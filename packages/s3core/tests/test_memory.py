@@ -152,14 +152,28 @@ def test_empty_buffers_are_fine() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 60)), max_size=30))
 def test_a_bound_is_kept_and_what_is_returned_counts_again(steps: list[tuple[bool, int]]) -> None:
     budget, held = ByteBudget(100), []
-    for is_return, size in steps:
+    for number, (is_return, size) in enumerate(steps):
         if is_return and held:
-            budget.give_back(held.pop())
-        elif budget.try_take(size):
-            held.append(size)
-        assert budget.used == sum(held) <= 100
-    budget.take(1000)
-    assert not budget.try_take(1)
+            holder, _ = held.pop()
+            budget.give_back(holder)
+            budget.give_back(holder)
+        elif budget.try_take(number, size):
+            held.append((number, size))
+        assert budget.used == sum(size for _, size in held) <= 100
+    budget.take("one", 1000)
+    assert not budget.try_take("other", 1)
+    budget.take("one", 500)
+    budget.give_back("one")
+    assert budget.used == sum(size for _, size in held)
+
+
+def test_what_is_returned_does_not_pile_up() -> None:
+    budget = ByteBudget(100)
+    for _ in range(1000):
+        holder = object()
+        budget.take(holder, 10)
+        budget.give_back(holder)
+    assert len(budget._returned) + len(budget._held) < 500
 
 
 def test_a_pool_runs_as_many_at_a_time_as_it_has_threads() -> None:

@@ -36,13 +36,13 @@ class _Part:
         start: First byte.
         end: One past the last byte that was asked for.
         data: Its bytes; None while it is handed to the pool.
-        charge: Bytes taken from the client's budget for it.
+        charge: In whose name bytes are taken from the client's budget for it.
     """
 
     start: int
     end: int
     data: Outcome[Any] | None
-    charge: int
+    charge: object
 
 
 class GetObjectStream:
@@ -217,14 +217,13 @@ class GetObjectStream:
 
     def close(self) -> None:
         """Stop the transfers and free what was read ahead; harmless when called again."""
-        if self._closed:
+        if self._closed and not self._parts:
             return
         self._closed = True
         self._wish.end()
         self._rest = None
         if self._runtime.pid == os.getpid():
-            while self._parts:
-                self._release(self._parts.popleft())
+            self._drop_parts()
 
     def __enter__(self) -> Self:
         return self
@@ -235,8 +234,8 @@ class GetObjectStream:
         self.close()
 
     def __del__(self) -> None:
-        # A stream that failed in its constructor has no `_closed`.
-        if not getattr(self, "_closed", True):
+        # A stream that failed in its constructor has no `_closed`; one whose closing was interrupted may have parts.
+        if not getattr(self, "_closed", True) or getattr(self, "_parts", None):
             self.close()
 
     def __reduce__(self) -> Any:
@@ -347,15 +346,14 @@ class GetObjectStream:
                     answer.set_exception(error)
                 raise
 
-        part = _Part(start, end, None, 0)
+        part = _Part(start, end, None, object())
         if slot is None:
             self._parts.append(part)  # First of all, so that what it is charged for is given back in any case.
             if is_needed:
-                runtime.budget.take(size)
-            elif not runtime.budget.try_take(size):
+                runtime.budget.take(part.charge, size)
+            elif not runtime.budget.try_take(part.charge, size):
                 self._parts.pop()
                 return None
-            part.charge = size
         if slot is None and not is_guess and is_small_range(runtime, target, size):
             small = SmallRange(runtime, target, start, end, etag, wish=wish, answer=answer, otherwise=task)
             runtime.exchanges.submit(small)
@@ -391,8 +389,7 @@ class GetObjectStream:
         wish, self._wish = self._wish, Wish()
         wish.end()
         self._rest = None
-        while self._parts:
-            self._release(self._parts.popleft())
+        self._drop_parts()
         self._planned = self._position
 
     def _first_size(self) -> int:
@@ -431,11 +428,16 @@ class GetObjectStream:
         coming = self._parts[0].data
         assert coming is not None
         data = self._wait(coming)
-        self._release(self._parts.popleft())
+        self._drop_first()
         return data
 
-    def _release(self, part: _Part) -> None:
-        self._runtime.budget.give_back(part.charge)
+    def _drop_parts(self) -> None:
+        while self._parts:
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        self._runtime.budget.give_back(self._parts[0].charge)
+        self._parts.popleft()  # Not before: after Ctrl-C it is given back again, which does no harm.
 
     def _drain_into(self, destination: Destination, filled: int) -> int:
         """Copy what was read ahead."""

@@ -55,6 +55,7 @@ class PutObjectStream:
     ) -> None:
         config = runtime.config
         self._closed = True  # Until the arguments have passed.
+        self._upload: MultipartUpload | None = None
         self._runtime = runtime
         self._target = target
         self._part_size = plan_part_size(config.part_size, size_hint)
@@ -62,12 +63,11 @@ class PutObjectStream:
         self._headers = creation_headers(config, storage_class, metadata)
         self._checksum = config.upload_checksum
         self._lock = threading.Lock()
-        self._upload: MultipartUpload | None = None
         self._part = Part()
         self._refers = False
         # Rights to hold one more part: a buffer that was used, or None where there is none yet.
         self._free: SimpleQueue[bytearray | None] = SimpleQueue()
-        self._charge = 0
+        self._charge = object()  # In whose name bytes are taken from the client's budget.
         self._number = 0
         self._size = 0
         self._error: BaseException | None = None
@@ -174,9 +174,10 @@ class PutObjectStream:
             self._abort(timeout=30.0 if isinstance(error, Exception) else seconds)
 
     def __del__(self) -> None:
-        if not self._closed and self._runtime.pid == os.getpid() and self._upload is not None:
-            self._upload.abandon()
-            self._runtime.budget.give_back(self._charge)
+        if self._upload is not None and self._runtime.pid == os.getpid():
+            if not self._closed:
+                self._upload.abandon()
+            self._runtime.budget.give_back(self._charge)  # Once more, where Ctrl-C may have kept that from being done.
 
     def __reduce__(self) -> Any:
         raise TypeError(f"the upload of {self._target.uri} cannot be pickled; open one in the other process")
@@ -213,8 +214,8 @@ class PutObjectStream:
     def _drop_buffers(self) -> None:
         self._part = Part()
         self._free = SimpleQueue()
-        self._runtime.budget.give_back(self._charge)
-        self._charge = 0
+        if self._upload is not None:
+            self._runtime.budget.give_back(self._charge)
 
     def _check_open(self) -> None:
         if self._closed or self._aborted:
@@ -291,8 +292,7 @@ class PutObjectStream:
             upload = MultipartUpload(self._runtime, self._target, self._headers, self._checksum)
             self._upload = upload
             upload.create()
-            self._charge = self._part_size
-            self._runtime.budget.take(self._charge)
+            self._runtime.budget.take(self._charge, self._part_size)
         part, free = self._part, self._free
         self._number += 1
         self._part = Part()
@@ -306,9 +306,10 @@ class PutObjectStream:
             with suppress(Empty):
                 return self._free.get_nowait()
             in_flight = self._upload.in_flight
-            if in_flight < self._most_in_flight and (in_flight == 0 or self._runtime.budget.try_take(self._part_size)):
-                if in_flight:
-                    self._charge += self._part_size
+            is_free = in_flight == 0 or (
+                in_flight < self._most_in_flight and self._runtime.budget.try_take(self._charge, self._part_size)
+            )
+            if is_free:
                 return None
             self._upload.wait_below(in_flight)
 
