@@ -261,6 +261,48 @@ def test_what_is_not_copied_takes_no_memory(counting_server: CountingServer, run
     assert len(counting_server.get("huge")) == 4 * (100 * MiB + 15)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of its memory in /proc")
+def test_an_object_of_one_part_is_not_copied_once_more(
+    counting_server: CountingServer, run_program: Callable[..., str]
+) -> None:
+    output = run_program(
+        """
+        client = make_client(part_size=128 * 2**20)
+        client.list_objects(bucket).__next__()
+        piece, more = bytes(60 * 2**20), memoryview(bytearray(b"x") * (40 * 2**20))
+        before = peak_kib()
+        with client.put_object(bucket, "large") as stream:
+            stream.write(b"head")
+            stream.write(piece)
+            for start in range(0, len(more), 2**20):
+                stream.write(more[start : start + 2**20])
+        print((peak_kib() - before) // 1024)
+        """,
+        counting_server,
+        counting_server.bucket,
+    )
+    assert int(output) < 70
+    assert counting_server.get("large") == b"head" + bytes(60 * MiB) + b"x" * (40 * MiB)
+
+
+def test_what_is_lent_may_change_after_an_interruption(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    """Closing is left to a thread here, whose second attempt sends what was written once more."""
+    client, buffer = make_client(counting_server), bytearray(b"x" * MiB)
+    counting_server.fault(operation="PutObject", times=1, hold=True, status=500)
+    stream = client.put_object(counting_server.bucket, "key")
+    stream.write(b"head")
+    stream.write(buffer, copy=False)
+    closing = threading.Thread(target=stream.close)
+    closing.start()
+    counting_server.wait_for_requests(1, operation="PutObject")
+    buffer[:] = bytes(MiB)
+    counting_server.release()
+    closing.join()
+    assert counting_server.get("key") == b"head" + b"x" * MiB
+
+
 def test_a_size_hint_makes_parts_large_enough_for_the_object(counting_server: CountingServer, client: S3Client) -> None:
     stream = client.put_object(counting_server.bucket, "key", size_hint=10_000 * 6 * MiB)
     stream.write(bytes(6 * MiB))

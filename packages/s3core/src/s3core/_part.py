@@ -43,6 +43,13 @@ class Part:
         self._cut()
         return self._pieces
 
+    def own_pieces(self) -> list[bytes | bytearray | memoryview]:
+        """As `pieces`, with copies of what is the caller's, who may change it after Ctrl-C while it is on its way."""
+        return [piece if self._is_own(piece) else bytes(piece) for piece in self.pieces()]
+
+    def _is_own(self, piece: bytearray | memoryview) -> bool:
+        return isinstance(piece, bytearray) or piece.obj is self.buffer or type(piece.obj) is bytes
+
     def _cut(self) -> None:
         if self._run:
             self._pieces.append(self._run)

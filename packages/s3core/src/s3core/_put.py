@@ -322,9 +322,8 @@ class PutObjectStream:
         self._upload.complete()
 
     def _put_at_once(self) -> None:
-        # One piece of our own, whatever the caller promised: after Ctrl-C it may change while it is still being sent.
-        body = b"".join(self._part.pieces())
-        headers = {**self._headers, **checksum_headers(self._checksum, checksum_of([body], self._checksum))}
+        body = self._part.own_pieces()
+        headers = {**self._headers, **checksum_headers(self._checksum, checksum_of(body, self._checksum))}
         request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body, stop=self._stop)
         try:
             wait_for(self._runtime.pool.submit(self._runtime.rest.send, request))
