@@ -13,6 +13,7 @@ from s3core import S3Client, S3ClientConfig
 from s3core._answer import ranged_get
 from s3core._get_template import ranged_get_on_the_wire
 from s3core._head import Target
+from s3core._request import prepare
 from s3core._runtime import Runtime
 from s3core._wire import get_request
 
@@ -39,7 +40,7 @@ def runtime_of(name: str) -> Runtime:
 
 def spelled_in_full(runtime: Runtime, target: Target, start: int, end: int, etag: str | None) -> bytes:
     address = runtime.address(target.bucket)
-    path, headers = runtime.rest.prepare(ranged_get(runtime, target, start, end, etag), address, runtime.keys())
+    path, headers = prepare(ranged_get(runtime, target, start, end, etag), runtime.settings, address, runtime.keys())
     return get_request(path, address.host, headers)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from s3core import ConfigError, ObjectInfo, S3Client, S3ClientConfig
 from s3core._address import locate
-from s3core._settings import proxy_for
+from s3core._network import proxy_for
 
 ARN = "arn:aws:s3:eu-west-1:123456789012:accesspoint/training"
 

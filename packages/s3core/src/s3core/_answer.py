@@ -22,7 +22,7 @@ from ._head import Target, changed_error
 from ._headers import customer_key_headers
 from ._info import ObjectInfo
 from ._memory import Slot
-from ._rest import Refused, Request
+from ._request import Refused, Request
 
 if TYPE_CHECKING:
     from ._runtime import Runtime

@@ -14,7 +14,8 @@ from ._exceptions import S3Exception
 from ._head import Target, changed_error, info_of_headers
 from ._info import ObjectInfo
 from ._memory import Slot
-from ._rest import Refused, Reply, back_off
+from ._request import Refused
+from ._rest import Reply, back_off
 
 if TYPE_CHECKING:
     from ._runtime import Runtime

@@ -16,7 +16,7 @@ from ._info import ObjectInfo
 from ._keys import is_path
 from ._memory import Destination, Slot
 from ._plan import SMALL_RANGE
-from ._rest import Refused
+from ._request import Refused
 
 if TYPE_CHECKING:
     from ._runtime import Runtime

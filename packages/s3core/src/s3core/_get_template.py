@@ -11,6 +11,7 @@ from ._address import Address
 from ._answer import ranged_get
 from ._credentials import Credentials
 from ._head import Target
+from ._request import headers_of, prepare
 from ._signature import Signer, canonical_request, signer_of
 from ._wire import get_request
 
@@ -49,7 +50,7 @@ def ranged_get_on_the_wire(
     """
     if target.version_id is not None or (etag is not None and _PLAIN_ETAG.fullmatch(etag) is None):
         request = ranged_get(runtime, target, start, end, etag)
-        path, headers = runtime.rest.prepare(request, address, keys)
+        path, headers = prepare(request, runtime.settings, address, keys)
         return get_request(path, address.host, headers)
     second, is_conditional = int(time.time()), etag is not None
     place = target.bucket, is_conditional
@@ -92,7 +93,7 @@ class GetTemplate:
     ) -> GetTemplate:
         """Make the template by spelling a request whose parts are marks."""
         request = ranged_get(runtime, target, 0, 1, _ETAG if is_conditional else None)
-        headers = {**runtime.rest.headers(request), "Range": _RANGE}
+        headers = {**headers_of(request, runtime.settings), "Range": _RANGE}
         if keys is None:
             return cls(second, address, keys, _format(get_request(_PATH, address.host, headers)), b"", None)
         signer = signer_of(keys, address.region, second)

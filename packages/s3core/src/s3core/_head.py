@@ -13,7 +13,7 @@ from ._exceptions import NoSuchKeyError, ObjectChangedError, S3Exception
 from ._headers import customer_key_headers
 from ._info import ObjectInfo
 from ._loading import load
-from ._rest import Refused, Request
+from ._request import Refused, Request
 from ._uri import uri_of
 
 if TYPE_CHECKING:

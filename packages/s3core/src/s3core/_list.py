@@ -9,7 +9,7 @@ from ._exceptions import S3Exception
 from ._info import ListObjectResult
 from ._outcome import Outcome
 from ._pool import wait_for
-from ._rest import Request
+from ._request import Request
 from ._uri import uri_of
 from ._xml import parse_listing, peek_token
 

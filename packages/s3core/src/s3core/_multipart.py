@@ -20,7 +20,7 @@ from ._headers import checksum_headers, checksum_of, customer_key_headers
 from ._library import Pieces
 from ._outcome import Outcome
 from ._pool import wait_for
-from ._rest import Refused, Request
+from ._request import Refused, Request
 from ._sent_part import SentPart, is_made_of
 from ._xml import Document, completion_document
 
@@ -160,10 +160,8 @@ class MultipartUpload:
             what = f"copy of part {number}"
             query = {"partNumber": str(number), "uploadId": self._id}
             headers.update(customer_key_headers(self._runtime.config))
-            try:
-                body = self._runtime.rest.try_send_whole(self._request("PUT", query, headers=headers, what=what))
-            except Refused as refused:
-                raise refused.translated() from None
+            request = self._request("PUT", query, headers=headers, what=what, fails_late=True)
+            body = self._runtime.rest.send(request).data
             etag = Document(body, f"{what} of {self._target.uri}").text("ETag")
             if not etag:
                 raise S3Exception(f"{what} of {self._target.uri} failed: the store sent no ETag")
@@ -302,10 +300,18 @@ class MultipartUpload:
         headers: dict[str, str] | None = None,
         body: bytes | Pieces | None = None,
         what: str = "",
+        fails_late: bool = False,
     ) -> Request:
-        target = self._target
         return Request(
-            method, target.bucket, target.key, query=query, headers=headers or {}, body=body, what=what, stop=self._stop
+            method,
+            self._target.bucket,
+            self._target.key,
+            query=query,
+            headers=headers or {},
+            body=body,
+            what=what,
+            stop=self._stop,
+            fails_late=fails_late,
         )
 
     def _send_completion(self) -> None:
@@ -316,8 +322,8 @@ class MultipartUpload:
         rows = [(number, part.etag, part.checksum) for number, part in zip(numbers, parts, strict=True)]
         body, what = completion_document(rows, self._checksum), "completion of the upload"
         try:
-            self._runtime.rest.try_send_whole(
-                self._request("POST", {"uploadId": self._id}, headers=headers, body=body, what=what)
+            self._runtime.rest.try_send(
+                self._request("POST", {"uploadId": self._id}, headers=headers, body=body, what=what, fails_late=True)
             )
         except Refused as refused:
             # An answer that was lost makes the second attempt find no upload: look whether the object is ours.

@@ -15,7 +15,7 @@ from ._head import Target, changed_error, head_with_headers
 from ._headers import creation_headers, customer_key_headers
 from ._multipart import INTERRUPT_SECONDS, MultipartUpload
 from ._plan import MAX_COPY_SIZE, plan_part_size, split_range
-from ._rest import Refused, Request
+from ._request import Refused, Request
 from ._uri import check_key, uri_of
 from ._xml import Document, deletion_document, fits_xml
 
@@ -137,7 +137,9 @@ def copy_object(
     try:
         if info.size <= most_at_once:
             headers.update(creation_headers(config))
-            runtime.rest.try_send_whole(Request("PUT", target.bucket, target.key, headers=headers, what="COPY"))
+            runtime.rest.try_send(
+                Request("PUT", target.bucket, target.key, headers=headers, what="COPY", fails_late=True)
+            )
             return
     except Refused as refused:
         if refused.failure.status == 412:

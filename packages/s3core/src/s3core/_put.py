@@ -19,7 +19,7 @@ from ._multipart import INTERRUPT_SECONDS, MultipartUpload
 from ._part import Part
 from ._plan import MAX_PARTS, plan_part_size, plan_parts_in_flight
 from ._pool import wait_for
-from ._rest import Request
+from ._request import Request
 
 if TYPE_CHECKING:
     from ._runtime import Runtime

@@ -1,4 +1,4 @@
-"""Signed S3 requests of our own: for every write, for listings, and for large ranges and odd keys.
+"""Sends S3 requests of our own: every write, listings, and large ranges and odd keys.
 
 Large ranges go by connections of our own, everything else by urllib3.
 """
@@ -10,7 +10,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import quote
@@ -29,17 +28,13 @@ from ._errors import (
     parse_failure,
     timeout_error,
 )
-from ._exceptions import S3ConnectionError, S3Exception
-from ._library import Library, Pieces
-from ._loading import load, loading
-from ._settings import proxy_for
-from ._signature import sign
+from ._exceptions import S3ConnectionError, S3Exception, S3TimeoutError
+from ._library import Library
+from ._request import Refused, Request, prepare
 from ._uri import uri_of
 from ._wire import NotUnderstood, get_request
 
 if TYPE_CHECKING:
-    import ssl
-
     import urllib3
 
     from ._runtime import Runtime
@@ -51,56 +46,6 @@ _LONGEST_BACKOFF_SECONDS = 10.0
 _AWS = "https://s3.us-east-1.amazonaws.com"
 _REGION_HEADER = "x-amz-bucket-region"
 _PASSING_CODES = frozenset({"InternalError", "ServiceUnavailable", "SlowDown"})
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One S3 request.
-
-    Args:
-        method: HTTP method.
-        bucket: The bucket.
-        key: The key; empty for requests to the bucket.
-        query: Query parameters, unescaped.
-        headers: Headers beside those of the signature.
-        body: The body, whole or in pieces, kept unchanged until the answer is there.
-        what: The operation's name for messages; the method if empty.
-        stop: When this is set, no attempt is begun any more.
-        attempts_made: How many attempts were made before, elsewhere.
-    """
-
-    method: str
-    bucket: str
-    key: str = ""
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | Pieces | None = None
-    what: str = ""
-    stop: threading.Event | None = None
-    attempts_made: int = 0
-
-    @property
-    def operation(self) -> str:
-        """The name for messages."""
-        return self.what or self.method
-
-    @property
-    def uri(self) -> str:
-        """The `s3://bucket/key` for messages."""
-        return uri_of(self.bucket, self.key)
-
-
-class Refused(Exception):
-    """The store answered with an error; callers that know what to do about one catch it, the others translate it."""
-
-    def __init__(self, failure: Failure, request: Request) -> None:
-        super().__init__(f"{failure.status} {failure.code}")
-        self.failure = failure
-        self.request = request
-
-    def translated(self) -> S3Exception:
-        """The error to raise to the user."""
-        return error_for(self.failure, self.request.operation, self.request.uri)
 
 
 class Answered(Protocol):
@@ -150,11 +95,9 @@ class RestClient:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        config = runtime.config
-        self._proxies: dict[str, str | None] = {}
-        self._tls: ssl.SSLContext | None = None
-        self._library = Library(runtime.settings, self.proxy)
-        self._connections = Connections(config.concurrency, config.connect_timeout, config.read_timeout, self.tls)
+        config, network = runtime.config, runtime.network
+        self._library = Library(runtime.settings, network.proxy)
+        self._connections = Connections(config.concurrency, config.connect_timeout, config.read_timeout, network.tls)
 
     def send(self, request: Request) -> urllib3.BaseHTTPResponse:
         """Send a request, read the answer, and translate an error.
@@ -176,7 +119,7 @@ class RestClient:
         """
 
         def once(address: Address, keys: Credentials | None) -> urllib3.BaseHTTPResponse:
-            target, headers = self.prepare(request, address, keys)
+            target, headers = prepare(request, self._runtime.settings, address, keys)
             return self._library.send(request.method, address.origin, target, headers, request.body)
 
         return self._in_attempts(request, once, lambda response: response.data)
@@ -190,8 +133,8 @@ class RestClient:
         """
 
         def once(address: Address, keys: Credentials | None) -> Reply:
-            target, headers = self.prepare(request, address, keys)
-            if self._connections.is_understood and self.proxy(address.origin) is None:
+            target, headers = prepare(request, self._runtime.settings, address, keys)
+            if self._connections.is_understood and self._runtime.network.proxy(address.origin) is None:
                 try:
                     return self._connections.open(address.origin, get_request(target, address.host, headers))
                 except (NotUnderstood, ValueError) as error:
@@ -209,8 +152,9 @@ class RestClient:
         body_of: Callable[[A], bytes],
     ) -> A:
         """Send a request until there is an answer that is no error, or no hope of one."""
-        attempts = self._runtime.config.max_attempts
-        corrections = 2  # One new region, one new set of credentials.
+        runtime = self._runtime
+        attempts = runtime.config.max_attempts
+        corrections = 2 if request.address is None else 0  # One new region, one new set of credentials.
         attempt = request.attempts_made
         if attempt:
             back_off(attempt, request.stop)
@@ -218,37 +162,37 @@ class RestClient:
             if request.stop is not None and request.stop.is_set():  # It may have waited for a thread until now.
                 raise S3Exception(f"{request.operation} of {request.uri} was given up")
             attempt += 1
-            address = self._runtime.address(request.bucket)
-            keys = self._runtime.keys()
+            address, keys = request.address, None
+            if address is None:
+                address, keys = runtime.address(request.bucket), runtime.keys()
             try:
                 answer, body = self._logged(request, attempt, partial(once, address, keys), body_of)
             except OSError as error:
-                reason = _reason(error)
-                if attempt >= attempts or _is_hopeless(reason):
+                reason = error.strerror or str(error) or type(error).__name__
+                if attempt >= attempts or "CERTIFICATE_VERIFY_FAILED" in reason:  # Which no other attempt mends.
                     make = timeout_error if isinstance(error, TimeoutError) else connection_error
                     raise make(request.operation, request.uri, reason, attempt) from error
             else:
-                if answer.status < 300:
+                failure = _failure_of(request, answer, body)
+                if failure is None:
                     return answer
-                failure = parse_failure(answer.status, body, answer.headers.get(_REGION_HEADER))
                 if corrections and self._correct(request, failure, keys, address):
                     corrections -= 1
                     attempt -= 1
                     continue
-                passes = answer.status in RETRIED_STATUSES or failure.code in RETRIED_CODES
-                if not passes or attempt >= attempts:
+                if attempt >= attempts or not _passes(failure, answer):
                     raise Refused(failure, request)
             back_off(attempt, request.stop)
 
     def _logged(
         self, request: Request, attempt: int, once: Callable[[], A], body_of: Callable[[A], bytes]
     ) -> tuple[A, bytes]:
-        """Send a request once; with the answer comes its body if it is an error."""
+        """Send a request once; with the answer comes its body if it may be an error."""
         started = time.perf_counter()
         outcome: object = "no answer"
         try:
             answer = once()
-            body = body_of(answer) if answer.status >= 300 else b""
+            body = body_of(answer) if answer.status >= 300 or request.fails_late else b""
             outcome = answer.status
             return answer, body
         finally:
@@ -256,29 +200,6 @@ class RestClient:
                 took = 1000 * (time.perf_counter() - started)
                 words = request.operation, request.uri, attempt, outcome, took
                 logger.debug("%s %s attempt %d: %s in %.1f ms", *words)
-
-    def try_send_whole(self, request: Request) -> bytes:
-        """Send a request that the store may answer with 200 before it finds an error.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
-
-        Returns:
-            The body of a good answer.
-
-        Raises:
-            Refused: The store answered with an error, for good.
-            S3Exception: No answer came.
-        """
-        attempt = 0
-        while True:
-            attempt += 1
-            body: bytes = self.try_send(request).data
-            if b"<Error" not in body:
-                return body
-            failure = parse_failure(500, body)
-            if attempt >= self._runtime.config.max_attempts or failure.code not in _PASSING_CODES:
-                raise Refused(failure, request)
-            back_off(attempt, request.stop)
 
     def find_region(self, bucket: str) -> str:
         """Ask AWS where a bucket is; every answer says so, an error too.
@@ -290,28 +211,21 @@ class RestClient:
             S3Exception: AWS cannot be reached, or names no region.
         """
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html: the header comes without permission too.
-        response = self._ask_aws(bucket)
-        region = response.headers.get(_REGION_HEADER)
-        if region is None:
-            code = "NoSuchBucket" if response.status == 404 else ""
-            raise error_for(Failure(response.status, code), "HEAD", uri_of(bucket))
-        return region
-
-    def _ask_aws(self, bucket: str) -> urllib3.BaseHTTPResponse:
-        headers = {"User-Agent": self._runtime.settings.user_agent}
-        attempt = 1
-        while True:
-            try:
-                return self._library.send("HEAD", _AWS, f"/{quote(bucket)}", headers)
-            except OSError as error:
-                reason = _reason(error)
-                if attempt >= self._runtime.config.max_attempts or _is_hopeless(reason):
-                    raise S3ConnectionError(
-                        f"the region of s3://{bucket} is unknown and AWS cannot be asked ({reason}); "
-                        "set region, AWS_REGION or, for a store that is not AWS, endpoint"
-                    ) from error
-            back_off(attempt)
-            attempt += 1
+        address = Address(bucket, "us-east-1", _AWS, f"/{quote(bucket)}", host_is_bucket=False)
+        try:
+            answer = self.try_send(Request("HEAD", bucket, address=address))
+            failure = Failure(answer.status, region=answer.headers.get(_REGION_HEADER))
+        except Refused as refused:
+            failure = refused.failure
+        except (S3ConnectionError, S3TimeoutError) as error:
+            raise type(error)(
+                f"{error}; the region of s3://{bucket} is unknown and AWS does not answer: set region, AWS_REGION or, "
+                "for a store that is not AWS, endpoint"
+            ) from error
+        if failure.region is None:
+            code = "NoSuchBucket" if failure.status == 404 else ""
+            raise error_for(Failure(failure.status, code), "HEAD", uri_of(bucket))
+        return failure.region
 
     def ask_region(self, bucket: str) -> str | None:
         """Ask the store where a bucket is, after it refused a request without saying so; None when it does not tell."""
@@ -332,56 +246,6 @@ class RestClient:
             return self._runtime.correct_region(request.bucket, failure.region, address.region)
         return False
 
-    def prepare(self, request: Request, address: Address, keys: Credentials | None) -> tuple[str, dict[str, str]]:
-        """Say what a request is on the wire.
-
-        Args:
-            request: The request.
-            address: Where its bucket is.
-            keys: What to sign it with; None for not at all.
-
-        Returns:
-            Path and query, and all of its headers but `Host`.
-        """
-        target = address.target(request.key, request.query)
-        headers = self.headers(request)
-        if keys is not None:
-            headers = sign(request.method, address.host, target, headers, keys, address.region)
-        return target, headers
-
-    def headers(self, request: Request) -> dict[str, str]:
-        """All headers of a request but `Host` and those of its signature."""
-        config = self._runtime.config
-        headers = {"User-Agent": self._runtime.settings.user_agent}
-        if config.requester_pays:
-            headers["x-amz-request-payer"] = "requester"
-        if config.expected_bucket_owner is not None:
-            headers["x-amz-expected-bucket-owner"] = config.expected_bucket_owner
-        body = request.body
-        if body is not None:
-            headers["Content-Length"] = str(len(body) if isinstance(body, bytes) else sum(map(len, body)))
-        elif request.method in ("PUT", "POST"):
-            headers["Content-Length"] = "0"
-        headers.update(request.headers)
-        return headers
-
-    def proxy(self, origin: str) -> str | None:
-        """Through which proxy an origin is reached; None for a direct connection."""
-        if origin not in self._proxies:
-            self._proxies[origin] = proxy_for(origin, self._runtime.config)
-        return self._proxies[origin]
-
-    def tls(self) -> ssl.SSLContext:
-        """Whom our own connections trust: the certificates of the settings, or the system's."""
-        load("ssl")
-        import ssl
-
-        with loading:  # The first one starts OpenSSL, which no child may inherit half.
-            if self._tls is None:
-                self._tls = ssl.create_default_context(cafile=self._runtime.settings.ca_bundle)
-                self._tls.set_alpn_protocols(["http/1.1"])
-        return self._tls
-
 
 def back_off(attempt: int, stop: threading.Event | None = None) -> None:
     """Wait before the next attempt: exponential, with full jitter.
@@ -399,10 +263,17 @@ def back_off(attempt: int, stop: threading.Event | None = None) -> None:
         stop.wait(seconds)
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+def _failure_of(request: Request, answer: Answered, body: bytes) -> Failure | None:
+    """What an answer says went wrong; None where nothing did."""
+    if answer.status >= 300:
+        return parse_failure(answer.status, body, answer.headers.get(_REGION_HEADER))
+    if request.fails_late and b"<Error" in body:
+        return parse_failure(500, body)
+    return None
 
 
-def _is_hopeless(reason: str) -> bool:
-    """Whether another attempt cannot help: the certificate is refused."""
-    return "CERTIFICATE_VERIFY_FAILED" in reason
+def _passes(failure: Failure, answer: Answered) -> bool:
+    """Whether another attempt may help."""
+    if answer.status < 300:
+        return failure.code in _PASSING_CODES
+    return answer.status in RETRIED_STATUSES or failure.code in RETRIED_CODES

@@ -15,9 +15,10 @@ from ._address import Address, locate
 from ._budget import ByteBudget
 from ._credentials import Credentials, CredentialSource
 from ._exchanges import Exchanges
+from ._network import Network
 from ._pool import Pool
 from ._process import forget_credentials, inherited_credentials, process
-from ._settings import Settings, proxy_for
+from ._settings import Settings
 
 if TYPE_CHECKING:
     from ._get_template import GetTemplate
@@ -47,6 +48,7 @@ class Runtime:
         self.exchanges = Exchanges(self.pool, settings.config.concurrency, settings.config.read_timeout)
         self.budget = ByteBudget(settings.config.memory_limit)
         self.credentials = CredentialSource(settings, inherited_credentials(settings))
+        self.network = Network(settings)
         self.rest = RestClient(self)
         # They may refer to objects of the user, such as a callable that provides credentials.
         weakref.finalize(self, forget_credentials, settings).atexit = False
@@ -117,7 +119,7 @@ class Runtime:
     def _make_store(self, address: Address) -> Any:
         """Build a store with every option that obstore would otherwise take from the environment set here."""
         config = self.config
-        proxy = proxy_for(address.origin, config)
+        proxy = self.network.proxy(address.origin)
         host = urlsplit(address.origin).hostname or ""
         client: dict[str, Any] = {
             "allow_http": address.origin.startswith("http://"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ._address import is_http_url, is_ip_address
-from ._config import PROXY_URL, S3ClientConfig, hide_proxy
+from ._config import S3ClientConfig
 from ._exceptions import ConfigError
 from ._loading import load
 
@@ -104,43 +103,6 @@ def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientC
     return Settings(region, endpoint, config, user_agent, ca_bundle, profile, surroundings)
 
 
-def proxy_for(url: str, config: S3ClientConfig) -> str | None:
-    """Say through which proxy a URL is reached.
-
-    Args:
-        url: The endpoint.
-        config: Its `proxy` decides; None there means the environment, where `NO_PROXY` is honoured and a loopback
-            address never goes through a proxy.
-
-    Returns:
-        The proxy's URL, or None for a direct connection.
-
-    Raises:
-        ConfigError: The environment names one that is no HTTP proxy.
-    """
-    load("urllib.request")
-    import urllib.request
-
-    if config.proxy is not None:
-        return config.proxy or None
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if _is_loopback(host) or urllib.request.proxy_bypass(host):
-        return None
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy:
-        return None
-    if "://" not in proxy:
-        proxy = f"http://{proxy}"
-    if not is_http_url(proxy):
-        raise ConfigError(
-            f"{parts.scheme.upper()}_PROXY or ALL_PROXY of the environment is {hide_proxy(proxy)!r}; it must be "
-            f"{PROXY_URL}; else name {host} in NO_PROXY, or set S3ClientConfig.proxy ('' for none)"
-        )
-    return proxy
-
-
 def open_session(profile: str | None) -> botocore.session.Session:
     """Open a botocore session, which knows the AWS files and the credential chain.
 
@@ -228,12 +190,3 @@ def _region_of_host(host: str) -> str | None:
     if "amazonaws" in labels and len(labels) >= 4 and labels[0] == "s3":
         return labels[1] if labels[1] != "dualstack" else labels[2]
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -37,7 +37,7 @@ def is_small_range(runtime: Runtime, target: Target, size: int) -> bool:
         and runtime.config.max_attempts > 1
         and runtime.exchanges.is_understood
         and runtime.is_ready(target.bucket)
-        and runtime.rest.proxy(runtime.address(target.bucket).origin) is None
+        and runtime.network.proxy(runtime.address(target.bucket).origin) is None
     )
 
 
@@ -108,7 +108,7 @@ class SmallRange:
 
     def connect(self) -> Connection:
         """Open a connection to the store."""
-        return connect(self.origin, self._runtime.config.connect_timeout, self._runtime.rest.tls)
+        return connect(self.origin, self._runtime.config.connect_timeout, self._runtime.network.tls)
 
     def request(self) -> bytes:
         """The signed request on the wire."""
