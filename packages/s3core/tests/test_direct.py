@@ -33,6 +33,13 @@ def client(counting_server: CountingServer, make_client: Callable[..., S3Client]
     return make_client(counting_server, part_size=PART, max_attempts=4)
 
 
+@pytest.fixture
+def proxied(counting_server: CountingServer, make_client: Callable[..., S3Client]) -> S3Client:
+    """A client that asks by the library, as through any proxy, which is the server itself here."""
+    counting_server.put("big", DATA)
+    return make_client(counting_server, part_size=PART, max_attempts=4, proxy=counting_server.endpoint)
+
+
 def ranges(server: CountingServer) -> list[str]:
     return [request.headers["range"] for request in server.requests if request.operation == "GetObject"]
 
@@ -133,24 +140,24 @@ class _Opaque:
         return getattr(self._response, name)
 
 
-def test_no_private_part_of_urllib3_is_needed(counting_server: CountingServer, client: S3Client) -> None:
-    rest = client._runtime.rest
-    send = rest._library._urlopen
-    rest._library._urlopen = lambda *args, **settings: _Opaque(send(*args, **settings))  # type: ignore[method-assign, return-value, assignment]
-    rest._connections._oddities = 1000
-    assert client.get_object(counting_server.bucket, "big", start=5).read_all() == DATA[5:]
+def test_no_private_part_of_urllib3_is_needed(
+    counting_server: CountingServer, proxied: S3Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = proxied._runtime.rest._library
+    send = library._urlopen
+    monkeypatch.setattr(library, "_urlopen", lambda *args, **settings: _Opaque(send(*args, **settings)))
+    assert proxied.get_object(counting_server.bucket, "big", start=5).read_all() == DATA[5:]
     counting_server.fault(operation="GetObject", cut=2 * MiB, times=2)
-    assert client.get_object(counting_server.bucket, "big", end=PART).read_all() == DATA[:PART]
+    assert proxied.get_object(counting_server.bucket, "big", end=PART).read_all() == DATA[:PART]
 
 
 def test_a_body_of_the_library_that_breaks_again_and_again_gets_there(
-    counting_server: CountingServer, client: S3Client
+    counting_server: CountingServer, proxied: S3Client
 ) -> None:
-    client._runtime.rest._connections._oddities = 1000
     for more in range(3):
         counting_server.fault(operation="GetObject", cut=(more + 1) * MiB, times=1)
     buffer = bytearray(PART)
-    assert client.get_object(counting_server.bucket, "big", start=7, end=7 + PART).read_into(buffer) == PART
+    assert proxied.get_object(counting_server.bucket, "big", start=7, end=7 + PART).read_into(buffer) == PART
     assert buffer == DATA[7 : 7 + PART]
 
 
