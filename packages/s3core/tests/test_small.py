@@ -225,6 +225,16 @@ def test_after_an_odd_answer_the_bytes_are_asked_for_again(
     assert is_shared(client)
 
 
+def test_a_head_with_line_ends_of_its_own_is_not_waited_for(start_script: Callable[..., Script]) -> None:
+    head, _, body = GOOD.partition(b"\r\n\r\n")
+    script = start_script([head.replace(b"\r", b"") + b"\n\n", body], keeps=True)
+    client = client_of(script)
+    began = time.monotonic()
+    assert read(client, "bucket", "1000", etag='"e"') == BODY
+    assert time.monotonic() - began < 4  # and not `read_timeout`
+    assert script.requests == 2
+
+
 OTHER = GOOD.replace(BODY, bytes(1000))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ._memory import Destination
-from ._wire import HEAD_END, LONGEST_HEAD, NotUnderstood, body_length, open_socket, parse_head
+from ._wire import HEAD_END, NotUnderstood, body_length, check_begun_head, open_socket, parse_head
 
 if TYPE_CHECKING:
     import socket
@@ -119,9 +119,8 @@ class Connection:
             count = len(scratch)
         end = scratch.find(HEAD_END, 0, count)
         if end < 0:
-            if count > LONGEST_HEAD:
-                raise NotUnderstood("a long head")
             self._early = bytes(scratch[:count])
+            check_begun_head(self._early)
             return
         self._early = b""
         status, headers = parse_head(bytes(scratch[:end]))

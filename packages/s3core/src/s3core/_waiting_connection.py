@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ._config import GiB
 from ._wire import (
     HEAD_END,
-    LONGEST_HEAD,
     USUAL_HEAD,
     NotUnderstood,
     body_length,
+    check_begun_head,
     is_chunked,
     join_chunks,
     parse_head,
@@ -77,8 +77,7 @@ class WaitingConnection:
         _in_time(self._socket.sendall, request)
         head = b""
         while (end := head.find(HEAD_END)) < 0:
-            if len(head) > LONGEST_HEAD or b"\n\n" in head:
-                raise NotUnderstood("a long head, or one with line ends of its own")
+            check_begun_head(head)
             head += self._some()
             self.has_begun = True
         status, headers = parse_head(head[:end])

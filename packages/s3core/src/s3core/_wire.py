@@ -94,6 +94,16 @@ def get_request(target: str, host: str, headers: Mapping[str, str]) -> bytes:
     return f"{wire}\r\n\r\n".encode("latin-1")
 
 
+def check_begun_head(came: bytes | bytearray) -> None:
+    """Refuse the beginning of a head that will never come to the end which is waited for.
+
+    Raises:
+        NotUnderstood: It is too long, or has line ends of its own.
+    """
+    if len(came) > LONGEST_HEAD or b"\n\n" in came:
+        raise NotUnderstood("a long head, or one with line ends of its own")
+
+
 def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
     """Read the status line and the headers of an answer.
 
