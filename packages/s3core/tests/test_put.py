@@ -25,7 +25,8 @@ from s3core import (
     S3Exception,
     ThrottledError,
 )
-from s3core._headers import checksum_of
+from s3core._head import Target, head_with_headers
+from s3core._headers import checksum_of, joined_checksum
 from servers import CountingServer, S3Server
 
 MiB = 2**20
@@ -433,6 +434,20 @@ def test_an_object_whose_etag_is_no_md5_is_known_by_its_checksum(
     stream = client.put_object(counting_server.bucket, "key")
     with pytest.raises(S3Exception, match="no longer exists; somebody aborted it or a lifecycle rule did"), stream:
         stream.write(DATA)
+
+
+@pytest.mark.parametrize("algorithm", ["CRC64NVME", "SHA256"])
+def test_a_store_knows_an_object_by_the_checksum_that_its_parts_tell(
+    seaweedfs_server: S3Server, make_client: Callable[..., S3Client], algorithm: str
+) -> None:
+    client = make_client(seaweedfs_server, part_size=PART, upload_checksum=algorithm)
+    bucket = seaweedfs_server.create_bucket()
+    with client.put_object(bucket, "key") as stream:
+        stream.write(DATA)
+    pieces = [DATA[start : start + PART] for start in range(0, len(DATA), PART)]
+    parts = [(checksum_of([piece], algorithm) or "", len(piece)) for piece in pieces]
+    _, headers = head_with_headers(client._runtime, Target(bucket, "key"), asks_checksum=True)
+    assert headers[f"x-amz-checksum-{algorithm.lower()}"] == joined_checksum(parts, algorithm)
 
 
 @pytest.mark.parametrize("answer", [{"headers": OPAQUE}, {"status": 403}])
