@@ -175,6 +175,7 @@ class RestClient:
             else:
                 failure = _failure_of(request, answer, body)
                 if failure is None:
+                    runtime.known_buckets.add(request.bucket)
                     return answer
                 if corrections and self._correct(request, failure, keys, address):
                     corrections -= 1

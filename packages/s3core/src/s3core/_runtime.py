@@ -52,7 +52,7 @@ class Runtime:
         self.rest = RestClient(self)
         # They may refer to objects of the user, such as a callable that provides credentials.
         weakref.finalize(self, forget_credentials, settings).atexit = False
-        self.known_buckets: set[str] = set()
+        self.known_buckets: set[str] = set()  # They are there.
         self.get_templates: dict[tuple[str, bool], GetTemplate] = {}
         self._lock = threading.Lock()
         self._addresses: dict[str, Address] = {}
