@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -9,11 +10,12 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote_plus
 
-from s3core import S3Client, parse_s3_uri
+from s3core import S3Client, S3Exception, parse_s3_uri
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._index import IndexBuilder, ObjectIndex
@@ -69,7 +71,7 @@ class ManifestObjects:
     ) -> Iterator[S3BucketKeyData]:
         try:
             yield from self._objects_of_file(client, name, columns, kept)
-        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (ValueError, EOFError, RecursionError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
             if name in str(error):
                 raise
             raise ValueError(f"{name} cannot be read: {error}") from error
@@ -133,7 +135,7 @@ def _json_rows(name: str, file: BinaryIO) -> Iterator[Sequence[Any]]:
         try:
             row = json.loads(line)
             yield [row.get(column) for column in COLUMNS]
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{name}: line {number} is not a JSON object: {error}") from error
 
 
@@ -168,9 +170,30 @@ def _decoded(rows: Iterable[list[str]], key: int) -> Iterator[Sequence[str]]:
 
 
 def _parquet_objects(name: str, file: BinaryIO, kept: ObjectFilter | None) -> Iterator[S3BucketKeyData]:
-    parquet = require_pyarrow(name).ParquetFile(file)
-    names = parquet.schema_arrow.names
+    module = require_pyarrow(name)
+    with _parquet_errors(name):
+        parquet = module.ParquetFile(file)
+        names = parquet.schema_arrow.names
     reader = RowReader(name, names, looks_like_inventory(names), kept)
-    for batch in parquet.iter_batches(_ROWS_AT_A_TIME):
-        columns = [column.to_pylist() for column in batch.columns]
-        yield from reader.objects(zip(*columns, strict=True))
+    known = reader.known_names()
+    yield from replace(reader, names=known).objects(_parquet_rows(name, parquet, known))
+
+
+def _parquet_rows(name: str, parquet: Any, names: list[str]) -> Iterator[Sequence[Any]]:
+    with _parquet_errors(name):
+        for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=names):
+            yield from zip(*(batch.column(each).to_pylist() for each in names), strict=True)
+
+
+@contextlib.contextmanager
+def _parquet_errors(name: str) -> Iterator[None]:
+    """Makes one error of the many that pyarrow has for a malformed file: OSError, KeyError, OverflowError, ….
+
+    Those of the disk, which have a number, and those of S3 are left as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, S3Exception) or getattr(error, "errno", None) is not None:
+            raise
+        raise ValueError(f"{name} cannot be read: {error}") from error

@@ -42,6 +42,10 @@ class RowReader:
                 "name them with columns= where the file has no header"
             )
 
+    def known_names(self) -> list[str]:
+        """Returns the names of the columns that tell something."""
+        return [name for name, normal in zip(self.names, self._normal_names(), strict=True) if normal in _KNOWN]
+
     def objects(self, rows: Iterator[Sequence[Any]]) -> Iterator[S3BucketKeyData]:
         """Yields the objects that count."""
         names = self._normal_names()
@@ -51,7 +55,7 @@ class RowReader:
                 raise ValueError(f"{self.source}: row {number} has {len(row)} columns and not {len(names)}")
             try:
                 one = self._object({name: row[position] for name, position in positions.items()})
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise ValueError(f"{self.source}: row {number} is malformed: {error}") from error
             if one is not None and (self.object_filter is None or self.object_filter.accepts(one)):
                 yield one
@@ -60,18 +64,18 @@ class RowReader:
         return [name.strip().lower().replace("_", "") for name in self.names]
 
     def _object(self, row: Mapping[str, Any]) -> S3BucketKeyData | None:
-        bucket, key, size = row["bucket"], row["key"], row.get("size")
-        if not isinstance(bucket, str) or not isinstance(key, str) or not bucket or not key:
-            raise ValueError(f"bucket {bucket!r} and key {key!r} must be texts that are not empty")
-        size = None if size is None or size == "" else int(size)
+        bucket, key = _text(row, "bucket"), _text(row, "key")
+        if bucket is None or key is None:
+            raise ValueError(f"bucket {bucket!r} and key {key!r} must not be empty")
+        size = _size_bytes(row.get("size"))
         if self.is_inventory and not self._counts(row, key, size):
             return None
         if size is None:
             return S3BucketKeyData(bucket, key)
-        etag = row.get("etag") or None
+        etag = _text(row, "etag")
         if etag is not None and not etag.startswith('"'):
             etag = f'"{etag}"'
-        version = None if self.is_inventory else row.get("versionid") or None
+        version = None if self.is_inventory else _text(row, "versionid")
         return S3BucketKeyData(bucket, key, ObjectInfo(key, size, etag, version_id=version))
 
     def _counts(self, row: Mapping[str, Any], key: str, size: int | None) -> bool:
@@ -86,6 +90,25 @@ class RowReader:
 def looks_like_inventory(names: Sequence[str]) -> bool:
     """Whether columns are those of an S3 Inventory."""
     return any(name.strip().lower().replace("_", "") in _INVENTORY_ONLY for name in names)
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{name} {value!r} must be a text")
+    value.encode("utf-8", "surrogateescape")  # as the index will, or ValueError
+    return value
+
+
+def _size_bytes(value: Any) -> int | None:
+    if value is None or value == "":
+        return None
+    size = int(value)
+    if not 0 <= size < 2**63 or (size != value and not isinstance(value, str)):
+        raise ValueError(f"size {value!r} must be a whole number of bytes")
+    return size
 
 
 def _is(value: Any, text: str) -> bool:
