@@ -95,6 +95,15 @@ def test_a_failed_save_leaves_the_old_file(make_map: Make, counting_server: Coun
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_process_left_is_not_in_the_way(make_map: Make, fill: Fill, tmp_path: Path) -> None:
+    fill(1)
+    left = tmp_path / f"objects.jsonl.{os.getpid()}.tmp"  # in a container, every first process has the same number
+    left.write_text("left")
+    make_map().save_manifest(tmp_path / "objects.jsonl")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "objects.jsonl", left]
+    assert left.read_text() == "left"
+
+
 @pytest.mark.parametrize("name", ["objects.txt", "objects", "s3://bucket/objects.csv"])
 def test_an_unknown_ending_is_refused_with_those_that_are_known(
     name: str, make_map: Make, connection: dict[str, Any]

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from typing import IO, Any, cast
 
@@ -60,7 +61,7 @@ def _created(destination: str, get_client: Callable[[], S3Client]) -> Iterator[I
         with S3Writer(get_client().put_object(bucket, key)) as writer:
             yield writer
         return
-    temporary = f"{destination}.{os.getpid()}.tmp"
+    temporary = f"{destination}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "xb") as file:
             yield file
