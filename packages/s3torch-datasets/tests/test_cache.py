@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from s3core import ObjectInfo
+from s3core import ObjectChangedError, ObjectInfo
 from s3torch_datasets import S3IterableDataset, S3ReaderConstructor
 from s3torch_datasets._disk_cache import DiskCache
 from s3torch_datasets._shared_index import _locked
@@ -93,6 +93,22 @@ def test_an_object_that_is_read_piece_by_piece_is_cached_when_it_was_read_to_its
     assert gets(counting_server) == 10
 
 
+@pytest.mark.parametrize("transform", [read, read_in_pieces, b"".join], ids=["whole", "pieces", "lines"])
+@pytest.mark.parametrize(
+    "constructor",
+    [S3ReaderConstructor.sequential(), S3ReaderConstructor.range_based(), S3ReaderConstructor.streaming()],
+)
+def test_empty_objects_are_cached_too(
+    make: Make, fill: Fill, counting_server: CountingServer, constructor: Any, transform: Any
+) -> None:
+    fill(3, size=0)
+    dataset = make(reader_constructor=constructor, transform=transform)
+    assert epoch(dataset) == [b""] * 3
+    counting_server.clear()
+    assert epoch(dataset) == [b""] * 3
+    assert gets(counting_server) == 0
+
+
 def test_an_object_that_is_read_in_part_leaves_nothing(make: Make, fill: Fill, tmp_path: Path) -> None:
     fill(2, size=9 * 2**20)
     assert epoch(make(transform=methodcaller("read", 10))) == [bytes([n]) * 10 for n in range(2)]
@@ -104,6 +120,30 @@ def test_a_replaced_object_is_fetched_anew(make: Make, fill: Fill, counting_serv
     assert epoch(make()) == contents
     counting_server.put("data/00001", b"new")
     assert epoch(make()) == [contents[0], b"new", contents[2]]
+
+
+def test_an_object_that_was_replaced_since_the_listing_is_refused_and_not_kept(
+    make: Make, fill: Fill, counting_server: CountingServer, tmp_path: Path
+) -> None:
+    fill(1, size=5)
+    dataset = make()
+    len(dataset.index)
+    counting_server.put("data/00000", b"other")
+    for _ in range(2):
+        with pytest.raises(ObjectChangedError, match="00000"):
+            epoch(dataset)
+    assert files(tmp_path / "cache") == []
+
+
+def test_what_is_there_of_the_listed_object_is_read_after_its_replacement(
+    make: Make, fill: Fill, counting_server: CountingServer
+) -> None:
+    contents = fill(1, size=5)
+    dataset = make()
+    assert epoch(dataset) == contents
+    counting_server.put("data/00000", b"other")
+    assert epoch(dataset) == contents
+    assert epoch(make()) == [b"other"]
 
 
 def test_named_objects_are_cached_too(
@@ -172,7 +212,7 @@ FULL = """
 import logging, os, resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))  # a write past this fails as on a full disk
-from s3core import ObjectInfo
+from s3core import ObjectChangedError, ObjectInfo
 from s3torch_datasets._disk_cache import DiskCache
 logging.basicConfig()
 cache = DiskCache(sys.argv[1], 10**6, None)
@@ -196,7 +236,7 @@ def test_a_disk_without_room_means_no_cache_and_one_warning(tmp_path: Path) -> N
 
 KILLED = """
 import os, signal, sys
-from s3core import ObjectInfo
+from s3core import ObjectChangedError, ObjectInfo
 from s3torch_datasets._disk_cache import DiskCache
 file = DiskCache(sys.argv[1], 10**6, None).begin("bucket", ObjectInfo("key", 1000, '"e"'))
 file.write(bytes(500))
@@ -261,7 +301,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
 
 SHARED = """
 import os, random, sys
-from s3core import ObjectInfo
+from s3core import ObjectChangedError, ObjectInfo
 from s3torch_datasets._disk_cache import DiskCache
 
 def use(seed):

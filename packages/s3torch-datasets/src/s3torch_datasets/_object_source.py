@@ -159,7 +159,11 @@ class ObjectSource:
             return FileStream(descriptor, info, start, end)
         file = self._cache.begin(self.bucket, info) if self._is_whole(start, end) else None
         stream = self._open_remote(start, end)
-        return stream if file is None else CachingStream(stream, file)
+        if file is None:
+            return stream
+        if not info.size:
+            file.write(b"")  # a reader that knows the size need not ask the stream for anything
+        return CachingStream(stream, file)
 
     def _open_remote(self, start: int | None, end: int | None) -> ObjectStream:
         self._learn()  # what the first stream was told holds the later ones to the same version of the object
