@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from fsspec.core import url_to_fs
 
+import s3torch_lightning
 from s3core import S3ClientConfig
 from servers import CountingServer, S3Server, free_ports
 
@@ -70,6 +72,23 @@ def server(counting_server: CountingServer, tmp_path: Path, monkeypatch: pytest.
 def run_uri(server: CountingServer) -> str:
     """Where a test's run keeps its checkpoints."""
     return f"s3://{server.bucket}/run"
+
+
+@pytest.fixture
+def fs(options: dict[str, Any]) -> Any:
+    """What fsspec has for `s3://`, with the settings of a plugin."""
+    s3torch_lightning.S3LightningCheckpoint(**options)
+    filesystem, _ = url_to_fs("s3://bucket/any")
+    assert type(filesystem) is s3torch_lightning.S3FileSystem
+    return filesystem
+
+
+@pytest.fixture
+def filled(server: CountingServer) -> str:
+    """A bucket with a few objects, each of its key as bytes."""
+    for key in ("run/a.ckpt", "run/b/.metadata", "run/b/x.distcp", "run2/c", "top"):
+        server.put(key, key.encode())
+    return f"s3://{server.bucket}"
 
 
 def make_model_class(pl: ModuleType) -> type:

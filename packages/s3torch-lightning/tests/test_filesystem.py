@@ -14,26 +14,10 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.compression import compr
-from fsspec.core import url_to_fs
 
-from s3core import AccessDeniedError, NoSuchBucketError, S3ClientConfig, S3Exception
+from s3core import AccessDeniedError, NoSuchBucketError, S3ClientConfig
 from s3torch_lightning import S3FileSystem, S3LightningCheckpoint, register_filesystem
 from servers import CountingServer
-
-
-@pytest.fixture
-def fs(options: dict[str, Any]) -> S3FileSystem:
-    S3LightningCheckpoint(**options)
-    filesystem, _ = url_to_fs("s3://bucket/any")
-    assert type(filesystem) is S3FileSystem
-    return filesystem
-
-
-@pytest.fixture
-def filled(server: CountingServer) -> str:
-    for key in ("run/a.ckpt", "run/b/.metadata", "run/b/x.distcp", "run2/c", "top"):
-        server.put(key, key.encode())
-    return f"s3://{server.bucket}"
 
 
 def test_a_folder_lists_its_files_and_folders(fs: S3FileSystem, filled: str) -> None:
@@ -233,19 +217,6 @@ def test_a_compressed_file_whose_upload_fails_leaves_the_old_one(
     assert server.get("top") == b"top"
 
 
-@pytest.mark.parametrize("mode", ["wb", "w"])
-def test_a_transaction_commits_its_compressed_files(
-    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
-) -> None:
-    with fs.transaction:
-        with fs.open(f"{filled}/top", mode, compression="gzip") as file:
-            file.write(b"later" if mode == "wb" else "later")
-        del file
-        gc.collect()
-        assert server.get("top") == b"top"
-    assert gzip.decompress(server.get("top")) == b"later"
-
-
 def test_a_compression_that_cannot_be_is_refused_before_anything_is_sent(
     fs: S3FileSystem, filled: str, server: CountingServer
 ) -> None:
@@ -253,64 +224,6 @@ def test_a_compression_that_cannot_be_is_refused_before_anything_is_sent(
         fs.open(f"{filled}/top", "wb", compression="rot13")
     with pytest.raises(ValueError, match="write it anew"):
         fs.open(f"{filled}/top", "ab", compression="gzip")
-    assert server.get("top") == b"top"
-
-
-@pytest.mark.parametrize("mode", ["wb", "w"])
-def test_a_transaction_shows_all_of_its_files_at_its_end_or_none(
-    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
-) -> None:
-    def write(error: bool) -> None:
-        with fs.transaction:
-            for name in ("top", "new"):
-                with fs.open(f"{filled}/{name}", mode) as file:
-                    file.write(b"later" if mode == "wb" else "later")
-                assert file.closed
-                del file
-                gc.collect()
-            assert server.get("top") == b"top"
-            if error:
-                raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError, match="no"):
-        write(error=True)
-    assert server.get("top") == b"top"
-    assert "new" not in server.objects()
-    write(error=False)
-    assert server.get("top") == server.get("new") == b"later"
-
-
-@pytest.mark.parametrize("mode", ["wb", "w"])
-def test_a_transaction_refuses_a_file_that_was_never_closed(
-    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
-) -> None:
-    def write() -> None:
-        with fs.transaction:
-            file = fs.open(f"{filled}/top", mode)
-            file.write(b"half" if mode == "wb" else "half")
-            del file
-            gc.collect()
-
-    with pytest.raises(S3Exception, match=r"/top was (given up|not closed) in its transaction"):
-        write()
-    gc.collect()
-    assert server.get("top") == b"top"
-    with fs.open(f"{filled}/new", mode) as file:
-        file.write(b"later" if mode == "wb" else "later")
-    assert server.get("new") == b"later"
-
-
-@pytest.mark.parametrize("mode", ["wb", "w"])
-def test_a_transaction_refuses_a_file_that_was_given_up(
-    fs: S3FileSystem, filled: str, server: CountingServer, mode: str
-) -> None:
-    def write() -> None:
-        with fs.transaction, contextlib.suppress(RuntimeError), fs.open(f"{filled}/top", mode) as file:
-            file.write(b"half" if mode == "wb" else "half")
-            raise RuntimeError("no")
-
-    with pytest.raises(S3Exception, match="/top was given up in its transaction"):
-        write()
     assert server.get("top") == b"top"
 
 

@@ -281,7 +281,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         self._client.copy_object(*self._split(path1), *self._split(path2))
 
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
-        """Write an object at once.
+        """Write an object at once, or at the end of the transaction.
 
         Args:
             path: `s3://bucket/key`.
@@ -291,8 +291,8 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         """
         if mode == "create" and self.exists(path):
             raise FileExistsError(f"{path} exists")
-        with self._client.put_object(*self._split(path), size_hint=memoryview(value).nbytes or None) as stream:
-            stream.write(value)
+        with self.open(path, "wb", size_hint=memoryview(value).nbytes or None) as file:
+            file.write(value)
 
     def open(
         self,
@@ -334,6 +334,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         mode: str = "rb",
         autocommit: bool = True,
         compress: Callable[..., Any] | None = None,
+        size_hint: int | None = None,
         **kwargs: Any,
     ) -> Any:
         bucket, key = self._split(path)
@@ -343,7 +344,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
             raise FileExistsError(f"s3://{bucket}/{key} exists")
         if mode not in {"wb", "xb", "ab"}:
             raise ValueError(f"s3:// opens with mode 'rb', 'wb', 'xb' or 'ab', got {mode!r} for s3://{bucket}/{key}")
-        upload = self._client.put_object(bucket, key)
+        upload = self._client.put_object(bucket, key, size_hint=size_hint)
         stream = upload if compress is None else CompressedUpload(upload, compress)
         writer = S3Writer(stream) if autocommit else DeferredWriter(stream, f"s3://{bucket}/{key}")
         if mode == "ab":
