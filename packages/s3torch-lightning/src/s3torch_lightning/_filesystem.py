@@ -14,13 +14,12 @@ from fsspec.core import get_compression
 from s3core import NoSuchBucketError, NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
 from s3torch_datasets import S3Writer
 
-from ._files import CompressedUpload, DeferredWriter, TextWriter
+from ._compressed_upload import CompressedUpload
+from ._entries import Entry, entries_in, files_below, folder_of, forget_folder, look_up, make_folder
+from ._files import DeferredWriter, TextWriter
 from ._repairs import repair_imported
 from ._settings import S3Settings, current_settings
 from ._uploads import pending_state
-
-# Folders that this process has "made": S3 has none, and Lightning looks for a folder right after making it.
-_made_folders: set[tuple[str, str]] = set()
 
 
 class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no type information
@@ -89,19 +88,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         Raises:
             FileNotFoundError: There is no such folder or file.
         """
-        bucket, folder = self._folder(path)
-        entries: dict[str, dict[str, Any]] = {}
-        for page in self._client.list_objects(bucket, folder, "/"):
-            for prefix in page.common_prefixes:
-                entries[prefix] = _folder_entry(bucket, prefix.removesuffix("/"))
-            for info in page.object_info:
-                if info.key != folder:  # the object of length 0 that some tools leave to mark a folder
-                    entries[info.key] = _file_entry(bucket, info.key, info.size, info.last_modified, info.etag)
-        if not entries and not self._is_made(bucket, folder):
-            entry = self.info(path)
-            if entry["type"] == "file":
-                entries[entry["name"]] = entry
-        found = sorted(entries.values(), key=lambda entry: str(entry["name"]))
+        found = entries_in(self._client, *self._split(path))
         return found if detail else [entry["name"] for entry in found]
 
     def find(
@@ -119,17 +106,13 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         if maxdepth is not None or withdirs:
             return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail, **kwargs)
         bucket, folder = self._folder(path)
-        found = {
-            f"{bucket}/{info.key}": _file_entry(bucket, info.key, info.size, info.last_modified, info.etag)
-            for page in self._client.list_objects(bucket, folder)
-            for info in page.object_info
-        }
+        found = files_below(self._client, bucket, folder)
         if not found and folder and self.isfile(path):
             entry = self.info(path)
             found = {entry["name"]: entry}
         return found if detail else sorted(found)
 
-    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+    def info(self, path: str, **kwargs: Any) -> Entry:
         """What is at a path: a file, or a folder when some key lies below it.
 
         Args:
@@ -139,16 +122,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         Raises:
             FileNotFoundError: Neither.
         """
-        bucket, key = self._split(path)
-        if key and not key.endswith("/"):
-            found = self._client.find_object(bucket, key)
-            if found is not None:
-                return _file_entry(bucket, key, found.size, found.last_modified, found.etag)
-        _, folder = self._folder(path)
-        page = next(self._client.list_objects(bucket, folder, max_keys=1), None)
-        if (page is not None and page.keys) or self._is_made(bucket, folder) or not key:
-            return _folder_entry(bucket, key.removesuffix("/"))
-        raise NoSuchKeyError(f"there is neither an object nor a folder at s3://{bucket}/{key}")
+        return look_up(self._client, *self._split(path))
 
     def exists(self, path: str, **kwargs: Any) -> bool:
         """Whether there is a file or folder, counting a checkpoint whose upload is still under way.
@@ -214,7 +188,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         """
         if not exist_ok and self.exists(path):
             raise FileExistsError(f"{path} exists")
-        _made_folders.add(self._folder(path))
+        make_folder(*self._folder(path))
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Remember a folder for this process, as `makedirs` does.
@@ -232,7 +206,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         Args:
             path: `s3://bucket/folder`.
         """
-        _made_folders.discard(self._folder(path))
+        forget_folder(*self._folder(path))
 
     def rm_file(self, path: str) -> None:
         """Delete one object.
@@ -359,7 +333,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
     def _client(self) -> S3Client:
         return self.settings.client
 
-    def _entry(self, path: str) -> dict[str, Any] | None:
+    def _entry(self, path: str) -> Entry | None:
         try:
             return self.info(path)
         except NoSuchBucketError:  # also a FileNotFoundError; to go on would fail hours later, at the first save
@@ -372,16 +346,4 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
 
     def _folder(self, path: str) -> tuple[str, str]:
         bucket, key = self._split(path)
-        return bucket, key if not key or key.endswith("/") else key + "/"
-
-    def _is_made(self, bucket: str, folder: str) -> bool:
-        return any(made == bucket and below.startswith(folder) for made, below in _made_folders)
-
-
-def _file_entry(bucket: str, key: str, size: int, modified: datetime | None, etag: str | None) -> dict[str, Any]:
-    return {"name": f"{bucket}/{key}", "size": size, "type": "file", "LastModified": modified, "ETag": etag}
-
-
-def _folder_entry(bucket: str, key: str) -> dict[str, Any]:
-    name = f"{bucket}/{key}" if key else bucket
-    return {"name": name, "size": 0, "type": "directory", "LastModified": None, "ETag": None}
+        return bucket, folder_of(key)
