@@ -238,6 +238,21 @@ def test_the_newest_of_several_lasts_is_taken(
     assert trainer.ckpt_path == f"{run_uri}/last-v1.ckpt"
 
 
+def test_a_sharded_last_counts_from_the_end_of_its_save(
+    model_class: type, make_trainer: Any, simple: Any, run_uri: str, server: CountingServer
+) -> None:
+    checkpoints = {"dirpath": run_uri, "save_last": True, **EVERY_EPOCH}
+    make_trainer(simple, checkpoints, max_epochs=1).fit(model_class())
+    server.put("run/last-v1.ckpt/__0_0.distcp", b"of a save that was killed")
+    trainer = make_trainer(simple, checkpoints, max_epochs=2)
+    trainer.fit(model_class(), ckpt_path="last")
+    assert trainer.ckpt_path == f"{run_uri}/last.ckpt"
+    assert trainer.global_step == 8
+    server.put("run/last-v1.ckpt/.metadata", b"")
+    with pytest.raises(FileNotFoundError, match=r"last-v1\.ckpt is a sharded checkpoint"):
+        make_trainer(simple, checkpoints, max_epochs=3).fit(model_class(), ckpt_path="last")
+
+
 def test_last_on_a_local_disk_is_found_as_before(
     pl: ModuleType, model_class: type, make_trainer: Any, simple: Any, tmp_path: Path
 ) -> None:

@@ -73,10 +73,11 @@ def _finding_last_on_s3(original: Callable[..., set[str]]) -> Callable[..., set[
         if not filesystem.exists(folder):
             return set()
         found = [
-            (_modified(filesystem, entry), _version(name), name)
+            (saved_at, _version(name), name)
             for entry in filesystem.ls(folder, detail=True)
             if (name := os.path.basename(entry["name"].rstrip("/"))).startswith(self.CHECKPOINT_NAME_LAST)
             and name.endswith(self.FILE_EXTENSION)
+            and (saved_at := _saved_at(filesystem, entry)) is not None
         ]
         # Only the newest: S3 counts whole seconds, and of equal times the Trainer would take any.
         return {f"{folder.rstrip('/')}/{max(found)[2]}"} if found else set()
@@ -84,12 +85,14 @@ def _finding_last_on_s3(original: Callable[..., set[str]]) -> Callable[..., set[
     return _find_last_checkpoints
 
 
-def _modified(filesystem: Any, entry: dict[str, Any]) -> datetime:
-    """When an entry of a listing was written; of a sharded checkpoint, the last of its objects."""
-    below = [entry] if entry["type"] == "file" else filesystem.find(entry["name"], detail=True).values()
-    return max(
-        (each["LastModified"] for each in below if each.get("LastModified")), default=datetime.fromtimestamp(0, UTC)
-    )
+def _saved_at(filesystem: Any, entry: dict[str, Any]) -> datetime | None:
+    """When the checkpoint of an entry was complete; None for shards whose save never finished."""
+    if entry["type"] != "file":
+        try:
+            entry = filesystem.info(f"{entry['name'].rstrip('/')}/.metadata")  # written last, and removed first
+        except FileNotFoundError:
+            return None
+    return entry.get("LastModified") or datetime.fromtimestamp(0, UTC)
 
 
 def _version(name: str) -> int:
