@@ -268,6 +268,28 @@ def test_an_interrupt_anywhere_takes_no_room_for_good(options: dict[str, Any], r
     assert line > 20
 
 
+class SignalInPickling:
+    """Sends this process a signal when it is copied; the copy is an empty dict."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        signal.raise_signal(signal.SIGTERM)
+        return dict, ()
+
+
+def test_the_handler_of_a_signal_may_save_in_the_midst_of_a_save(
+    options: dict[str, Any], server: CountingServer, run_uri: str
+) -> None:
+    plugin = S3AsyncCheckpoint(**options, max_in_flight=1)
+    # As the Trainer does when SLURM announces the end of the job.
+    before = signal.signal(signal.SIGTERM, lambda *_: plugin.save_checkpoint(content(1), f"{run_uri}/signal.ckpt"))
+    try:
+        plugin.save_checkpoint({"state": SignalInPickling()}, f"{run_uri}/a.ckpt")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    plugin.teardown()
+    assert server.keys() == ["run/a.ckpt", "run/signal.ckpt"]
+
+
 def test_a_checkpoint_in_upload_counts_as_existing(
     plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
 ) -> None:

@@ -24,6 +24,7 @@ class _Task:
     is_save: bool
     after: tuple[_Task, ...] = ()
     is_done: bool = False
+    thread: int = field(default_factory=threading.get_ident)
     error: BaseException | None = field(default=None, repr=False)
 
 
@@ -114,7 +115,9 @@ class UploadQueue:
 
     def _in_flight(self) -> int:
         running = self._running is not None and self._running.is_save
-        return len(self._preparing) + running + sum(task.is_save for task in self._waiting)
+        # What this very thread prepares goes on after the save that a signal's handler makes in the midst of it.
+        preparing = sum(task.thread != threading.get_ident() for task in self._preparing)
+        return preparing + running + sum(task.is_save for task in self._waiting)
 
     def _has_failed(self) -> bool:
         return any(task.error is not None for task in self._unproven)
