@@ -427,4 +427,12 @@ def test_a_stock_sharded_strategy_refuses_s3_and_writes_no_local_folder(
     for call in calls:
         with pytest.raises(TypeError, match=r"Use S3(ModelParallel|FSDP)Strategy from s3torch_lightning"):
             call()
+    # Neither can be made without a package that is not installed here, nor does its class need to be.
+    for strategy, arguments in [
+        (trainers.DeepSpeedStrategy, ({}, f"{run_uri}/a.ckpt")),
+        (fabrics.DeepSpeedStrategy, (f"{run_uri}/a.ckpt", {})),
+        (fabrics.XLAFSDPStrategy, (Path(f"{run_uri}/a.ckpt"), {})),
+    ]:
+        with pytest.raises(TypeError, match=r"Save to a local disk"):
+            strategy.save_checkpoint(object(), *arguments)
     assert os.listdir(tmp_path) == []

@@ -10,6 +10,7 @@ All are methods without a seam, so that they are wrapped where they are; a path 
 3. `ModelCheckpoint` takes a `Path("s3://…")` for a local folder named `s3:`, and the first save, after hours perhaps,
    would be the first to say so.
 4. The stock sharded strategies bypass the plugin and wrap the path in `Path`: they write to a local folder named `s3:`.
+   So do those of DeepSpeed and of XLA's FSDP when they save, for which there is nothing here to take their place.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ._uploads import pending_state
 
 _MARK = "_s3torch_lightning"
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
+_ONLY_LOCAL = ("DeepSpeedStrategy", "XLAFSDPStrategy")
 
 
 def repair_imported() -> None:
@@ -47,10 +49,11 @@ def repair_imported() -> None:
 
 
 def _guard(strategies: ModuleType) -> None:
-    for name in _SHARDED:
+    for name in (*_SHARDED, *_ONLY_LOCAL):
         strategy = getattr(strategies, name, None)
         if strategy is not None:
-            for method in ("save_checkpoint", "load_checkpoint"):
+            # One file of all weights DeepSpeed does load from S3, through the plugin.
+            for method in ("save_checkpoint", "load_checkpoint") if name in _SHARDED else ("save_checkpoint",):
                 _wrap(strategy, method, functools.partial(_refusing_s3, name))
 
 
@@ -130,15 +133,18 @@ def _refusing_collapsed(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _refusing_s3(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    remedy = (
+        f"Use S3{name} from s3torch_lightning (s3torch_lightning.fabric for Fabric), which takes the same arguments"
+        if name in _SHARDED
+        else "Save to a local disk, and copy from there"
+    )
+
     # Trainer: save_checkpoint(checkpoint, filepath), load_checkpoint(checkpoint_path); Fabric: (path, …) for both.
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         for value in (*args[:2], *(kwargs.get(each) for each in ("path", "filepath", "checkpoint_path"))):
             uri = meant_uri(value)
             if uri is not None:
-                raise TypeError(
-                    f"{name} cannot use {uri}: it takes every path for one on the local disk. Use S3{name} from "
-                    "s3torch_lightning (s3torch_lightning.fabric for Fabric), which takes the same arguments"
-                )
+                raise TypeError(f"{name} cannot use {uri}: it takes every path for one on the local disk. {remedy}")
         return original(self, *args, **kwargs)
 
     return checked
