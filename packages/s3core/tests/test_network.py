@@ -43,6 +43,16 @@ def test_a_certificate_of_ones_own_is_trusted_when_it_is_named(
     use_everything(make_client(tls_server), tls_server.create_bucket())
 
 
+def test_a_certificate_that_is_its_own_authority_is_trusted_when_it_is_named(
+    make_client: Callable[..., S3Client],
+) -> None:
+    """`openssl req -x509` makes such a one by default; obstore refuses it, OpenSSL does not."""
+    with start_seaweedfs(tls=True, vouches_for_itself=True) as server:
+        use_everything(make_client(server), server.create_bucket())
+        with pytest.raises(S3Exception, match=r"the store's certificate is refused.*set ca_bundle"):
+            make_client(server, ca_bundle=None).get_object("bucket", "key").read_all()
+
+
 def test_a_bundle_may_hold_many_certificates(
     tls_server: S3Server, make_client: Callable[..., S3Client], tmp_path: Path
 ) -> None:

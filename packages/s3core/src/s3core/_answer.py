@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._config import KiB
 from ._errors import (
+    CERTIFICATE_REFUSED,
     OUTDATED_KEYS_CODES,
     WRONG_REGION_CODES,
     Failure,
@@ -33,6 +34,10 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 class Stopped(Exception):
     """Nobody wants the bytes any more."""
+
+
+class Distrusted(Exception):
+    """obstore refuses the store's certificate; OpenSSL may accept it, such as one that is its own authority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,7 @@ def open_native(runtime: Runtime, target: Target, start: int, end: int, etag: st
 
     Raises:
         Refused: The store answered with an error.
+        Distrusted: Its certificate is refused.
         S3Exception: No answer came.
     """
     options: dict[str, Any] = {"range": (start, end)}
@@ -183,6 +189,8 @@ def _native_failure(runtime: Runtime, target: Target, error: Exception) -> Failu
     failure, kind, cause = parse_native(error)
     if failure.status:
         return failure
+    if kind == CERTIFICATE_REFUSED:
+        raise Distrusted from None
     # The credential provider is called by native code, which wraps what it raises: let it raise here.
     runtime.keys()
     raise _transport_error(runtime, target, kind, cause) from None

@@ -108,6 +108,8 @@ OUTDATED_KEYS_CODES = frozenset(
         "TokenRefreshRequired",
     }
 )
+CERTIFICATE_REFUSED = "CERTIFICATE_VERIFY_FAILED"  # as OpenSSL says it
+
 WRONG_REGION_CODES = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 )
@@ -145,6 +147,11 @@ def timeout_error(operation: str, uri: str, cause: str, attempts: int) -> S3Time
 
 def connection_error(operation: str, uri: str, cause: str, attempts: int) -> S3ConnectionError:
     """Make the error for a store that cannot be reached, or a connection that broke."""
+    if CERTIFICATE_REFUSED in cause:
+        return S3ConnectionError(
+            f"{operation} of {uri} failed: the store's certificate is refused ({cause}); set ca_bundle to the "
+            "certificates to trust, and use a name of the store that its certificate has"
+        )
     return S3ConnectionError(
         f"{operation} of {uri} failed: the store cannot be reached or the connection broke, in up to {attempts} "
         f"attempts ({cause}); check the endpoint, the network and the proxy"
@@ -181,7 +188,7 @@ def parse_failure(status: int, body: bytes | str, region: str | None = None) -> 
 
 _STATUS = re.compile(r"(?:status code|status|error): (\d{3})\b")
 _KIND = re.compile(r"\bkind: (\w+)")
-_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
+_REFUSED = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 _OS_ERROR = re.compile(r'message: "([^"]+)"|"((?:tcp|dns|tls|invalid peer)[^"]*)"')
 
 
@@ -192,8 +199,8 @@ def parse_native(error: BaseException) -> tuple[Failure, str, str]:
         error: The exception of obstore's native library.
 
     Returns:
-        The store's failure (status 0 when no answer came), the kind of the transport's error (`Timeout`, `Connect`, …
-        or empty), and its cause in a few words, free of the library's debug output.
+        The store's failure (status 0 when no answer came), the kind of the transport's error (`Timeout`, `Connect`, …,
+        `CERTIFICATE_REFUSED`, or empty), and its cause in a few words, free of the library's debug output.
     """
     text, _, debug = str(error).partition("\n\nDebug source:")
     status = _STATUS.search(text)
@@ -206,9 +213,8 @@ def parse_native(error: BaseException) -> tuple[Failure, str, str]:
     if "redirect without LOCATION" in text:
         return Failure(301, "PermanentRedirect"), "", ""  # S3's answer where a bucket is in another region.
     kind = _KIND.search(debug)
-    refused = _CERTIFICATE.search(debug)
-    if refused is not None:
-        return Failure(), "Connect", f"the certificate is refused: {refused.group(1)}; see ca_bundle"
+    if _REFUSED.search(debug):
+        return Failure(), CERTIFICATE_REFUSED, ""
     details = list(dict.fromkeys(first or second for first, second in _OS_ERROR.findall(debug)))
     cause = ": ".join(details) or text.rpartition(" - ")[2].partition("\n")[0][:200]
     return Failure(), kind.group(1) if kind else "", cause

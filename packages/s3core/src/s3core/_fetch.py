@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ._answer import Answer, Stopped, check_range, open_native
+from ._answer import Answer, Distrusted, Stopped, check_range, open_native
 from ._direct import open_direct
 from ._errors import error_for
 from ._exceptions import S3ConnectionError, S3Exception
@@ -92,7 +92,12 @@ def fetch(
     wish = wish or Wish()
     if wish.is_over:
         raise Stopped
-    is_direct = not is_path(target.key) or attempts_made is not None or (end - start > SMALL_RANGE and not is_guess)
+    is_direct = (
+        runtime.is_distrusted
+        or not is_path(target.key)
+        or attempts_made is not None
+        or (end - start > SMALL_RANGE and not is_guess)
+    )
     began = time.perf_counter()
     outcome = "failed"
     try:
@@ -156,10 +161,9 @@ def _open(
 ) -> Answer:
     """Send the request and check that the answer is the range that was asked for."""
     try:
-        if is_direct:
+        answer = None if is_direct else _open_native(runtime, target, start, end, etag)
+        if answer is None:
             answer = open_direct(runtime, target, start, end, etag, attempts_made)
-        else:
-            answer = open_native(runtime, target, start, end, etag)
     except Refused as refused:
         failure = refused.failure
         if failure.status == 416:
@@ -173,6 +177,15 @@ def _open(
         answer.close()
         raise
     return answer
+
+
+def _open_native(runtime: Runtime, target: Target, start: int, end: int, etag: str | None) -> Answer | None:
+    """Ask by obstore; None where it does not trust the store, so that OpenSSL decides."""
+    try:
+        return open_native(runtime, target, start, end, etag)
+    except Distrusted:
+        runtime.is_distrusted = True
+        return None
 
 
 def _nothing(runtime: Runtime, target: Target, start: int) -> Answer:

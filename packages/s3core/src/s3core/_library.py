@@ -232,9 +232,10 @@ def _translated(call: Callable[[], T]) -> T:
 
 def _words(error: BaseException) -> str:
     """The reason without object addresses."""
-    text = str(error)
-    return text.partition(">: ")[2] or text.partition(": ")[2] or text or type(error).__name__
+    return _OBJECT.sub("", str(error)) or type(error).__name__
 
+
+_OBJECT = re.compile(r"^(<.*?>|\w+\(.*?\)): ")
 
 _DOT_SEGMENT = re.compile(r"(?<=/)\.{1,2}(?=[/?]|$)")
 

@@ -18,6 +18,7 @@ from ._address import Address
 from ._connections import Connections
 from ._credentials import Credentials
 from ._errors import (
+    CERTIFICATE_REFUSED,
     OUTDATED_KEYS_CODES,
     RETRIED_CODES,
     RETRIED_STATUSES,
@@ -169,7 +170,7 @@ class RestClient:
                 answer, body = self._logged(request, attempt, partial(once, address, keys), body_of)
             except OSError as error:
                 reason = error.strerror or str(error) or type(error).__name__
-                if attempt >= attempts or "CERTIFICATE_VERIFY_FAILED" in reason:  # Which no other attempt mends.
+                if attempt >= attempts or CERTIFICATE_REFUSED in reason:  # Which no other attempt mends.
                     make = timeout_error if isinstance(error, TimeoutError) else connection_error
                     raise make(request.operation, request.uri, reason, attempt) from error
             else:
