@@ -20,6 +20,7 @@ from s3torch_checkpoint.dcp import (
     S3StorageReader,
     S3StorageWriter,
 )
+from s3torch_datasets import S3ReaderConstructor
 from servers import S3Server
 from servers.counting import CountingServer
 
@@ -86,6 +87,18 @@ def test_a_state_survives_save_and_load(options: Options, root: str) -> None:
     state = random_state()
     save(options, root, state)
     assert_same(load(options, root, blank(state)), state)
+
+
+def test_writer_and_reader_are_called_as_those_of_s3torchconnector(
+    options: Options, root: str, counting_server: CountingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", options["endpoint"])
+    region, config = options["region"], options["s3client_config"]
+    dcp.save({"a": torch.ones(10)}, storage_writer=S3StorageWriter(region, root, config, BinaryPrefixStrategy(), 2))
+    target = {"a": torch.zeros(10)}
+    dcp.load(target, storage_reader=S3StorageReader(region, root, config, S3ReaderConstructor.dcp_optimized()))
+    assert_same(target, {"a": torch.ones(10)})
+    assert counting_server.get("run/.metadata")
 
 
 def test_a_state_survives_on_every_server(s3_server: S3Server, make_options: Callable[..., Options]) -> None:

@@ -1,6 +1,6 @@
 """PyTorch checkpoints on S3: one object for `torch.save`, many for Distributed Checkpoint; old or new, never broken."""
 
-from s3core import S3ClientConfig
+from s3core import S3ClientConfig, S3Exception
 
 from .__about__ import __version__
 from ._checkpoint import S3Checkpoint
@@ -20,6 +20,7 @@ __all__ = [
     # Settings
     "S3ClientConfig",
     # Errors
+    "S3Exception",
     "CheckpointError",
     "CheckpointExistsError",
     "CorruptCheckpointError",

@@ -1,6 +1,6 @@
 """Datasets, readers and a writer that connect PyTorch's DataLoader to S3."""
 
-from s3core import S3ClientConfig
+from s3core import S3ClientConfig, S3Exception
 from s3torch_datasets.__about__ import __version__
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._concat_dataset import S3ConcatDataset
@@ -30,6 +30,7 @@ __all__ = [
     "ReadOptions",
     "IterationOptions",
     "SKIP",
+    "S3Exception",
     "BrokenArchiveError",
     # readers
     "S3Reader",

@@ -58,6 +58,15 @@ class S3ReaderConstructor:
         return partial(StreamingS3Reader, window=check_window(window))
 
     @staticmethod
+    def dcp_optimized(max_gap_size: float = 32 * 2**20) -> S3ReaderConstructorProtocol:
+        """Returns `default()`: `S3StorageReader` plans the ranges of a load by itself, whatever it is given.
+
+        Args:
+            max_gap_size: Taken because s3torchconnector takes it, and not used.
+        """
+        return S3ReaderConstructor.default()
+
+    @staticmethod
     def default() -> S3ReaderConstructorProtocol:
         """Returns the constructor used where none is given: `sequential()`."""
         return S3ReaderConstructor.sequential()

@@ -41,8 +41,9 @@ class S3StorageReader(StorageReader):
     Args:
         region: AWS region of the bucket; None for the environment's.
         path: `s3://bucket/folder` of the checkpoint.
-        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
         s3client_config: Settings of the client.
+        reader_constructor: Taken because s3torchconnector takes it, and not used: ranges are always planned.
+        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
         replicated: Read what several ranks need only once, and pass it on between the ranks: once per job (True or
             `"job"`), or once per machine (`"node"`). It pays where all ranks load the same weights.
         process_group: The group that loads, where it is not the default one; used with `replicated`.
@@ -59,9 +60,10 @@ class S3StorageReader(StorageReader):
         self,
         region: str | None,
         path: str | os.PathLike[str],
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: object = None,
         *,
         endpoint: str | None = None,
-        s3client_config: S3ClientConfig | None = None,
         replicated: bool | Literal["job", "node"] = False,
         process_group: dist.ProcessGroup | None = None,
         replicated_timeout_seconds: float = 1800.0,

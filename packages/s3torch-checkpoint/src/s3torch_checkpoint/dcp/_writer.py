@@ -81,10 +81,10 @@ class S3StorageWriter(StorageWriter):
     Args:
         region: AWS region of the bucket; None for the environment's.
         path: `s3://bucket/folder` of the checkpoint.
-        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
         s3client_config: Settings of the client.
         prefix_strategy: Where each rank's objects lie; None for one folder.
         thread_count: How many files each rank writes at once, where it has enough data.
+        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
         overwrite: False refuses to replace a checkpoint that lies at `path`.
         single_file_per_rank: False gives every tensor an object of its own.
         progress: Show a progress bar on rank 0 when writing takes longer than a second.
@@ -99,11 +99,11 @@ class S3StorageWriter(StorageWriter):
         self,
         region: str | None,
         path: str | os.PathLike[str],
-        *,
-        endpoint: str | None = None,
         s3client_config: S3ClientConfig | None = None,
         prefix_strategy: S3PrefixStrategyBase | None = None,
         thread_count: int = 4,
+        *,
+        endpoint: str | None = None,
         overwrite: bool = True,
         single_file_per_rank: bool = True,
         progress: bool = True,
