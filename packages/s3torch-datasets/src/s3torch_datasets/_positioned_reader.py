@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from abc import abstractmethod
 from io import SEEK_CUR, SEEK_END, SEEK_SET
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from typing_extensions import Buffer
 
@@ -30,7 +30,6 @@ class PositionedReader(S3Reader):
         self._get_stream: GetStream | None = get_stream
         self._position = 0
         self._size: int | None = None
-        self._failure: Exception | None = None  # of the last `readinto`, see `__getattr__`
 
     @abstractmethod
     def _fetch(self, position: int, size: int | None) -> bytes:
@@ -101,8 +100,10 @@ class PositionedReader(S3Reader):
                 return 0
             try:
                 filled = self._fetch_into(self._position, view)
-            except Exception as error:
-                self._failure = error
+            except Exception:
+                # torch.load asks `read` then, and leaves this error pending, so that no attribute of a class is found.
+                # https://github.com/pytorch/pytorch/blob/v2.9.0/torch/csrc/jit/python/init.cpp (`BufferAdapter::read`)
+                self.__dict__["read"] = self.read
                 raise
         self._position += filled
         return filled
@@ -156,22 +157,8 @@ class PositionedReader(S3Reader):
                     self._release()
                     self._get_stream = self._get_object_info = None
             finally:
-                self._failure = None
+                self.__dict__.pop("read", None)
                 super().close()
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Raises what `readinto` raised, which `torch.load` hides.
-
-            Where `readinto` fails, it looks for `read` and leaves the error pending; then no attribute is found.
-            https://github.com/pytorch/pytorch/blob/v2.9.0/torch/csrc/jit/python/init.cpp (`BufferAdapter::read`)
-            """
-            failure = self.__dict__.get("_failure")
-            if name == "read" and failure is not None:
-                self._failure = None
-                raise failure
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def _uri(self) -> str:
