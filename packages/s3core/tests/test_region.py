@@ -67,8 +67,10 @@ def test_a_wrong_region_is_corrected_for_all_that_is_on_its_way(
 def test_aws_is_asked_again_when_it_is_busy_or_the_connection_breaks(
     start_script: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = b"HTTP/1.1 403 Forbidden\r\nx-amz-bucket-region: eu-north-1\r\nContent-Length: 0\r\n\r\n"
-    script = start_script([], [b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n"], [told])
+    # It closes the connection, and says so: else a next request may go where nobody listens any more.
+    end = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+    told = b"HTTP/1.1 403 Forbidden\r\nx-amz-bucket-region: eu-north-1\r\n" + end
+    script = start_script([], [b"HTTP/1.1 503 Slow Down\r\n" + end], [told])
     monkeypatch.setattr("s3core._rest._AWS", script.endpoint)
     config = S3ClientConfig(access_key_id="a", secret_access_key="b", max_attempts=3)
     rest = S3Client("us-east-1", s3client_config=config)._runtime.rest
@@ -76,6 +78,6 @@ def test_aws_is_asked_again_when_it_is_busy_or_the_connection_breaks(
     script.answers = [[]] * 3
     with pytest.raises(S3ConnectionError, match=r"the region of s3://bucket is unknown"):
         rest.find_region("bucket")
-    script.answers = [[b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"]]
+    script.answers = [[b"HTTP/1.1 404 Not Found\r\n" + end]]
     with pytest.raises(NoSuchBucketError, match=r"s3://bucket"):
         rest.find_region("bucket")
