@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -411,6 +412,38 @@ def test_a_child_that_comes_while_a_thread_writes_does_not_wait_for_it(
     counting_server.release()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
+
+
+def test_a_fork_while_a_thread_loads_a_module_with_a_logger_goes_on(
+    tmp_path: Path, run_program: Callable[..., str]
+) -> None:
+    """Both the loading and `logging` keep a fork waiting; taken in two orders, the parent would wait for ever."""
+    (tmp_path / "loads_slowly.py").write_text(
+        "import __main__, logging, time\n"
+        "__main__.begun.set()\n"
+        "time.sleep(1)  # meanwhile the fork begins\n"
+        "logging.getLogger('loads_slowly')\n"
+    )
+    output = run_program(
+        """
+        import faulthandler, signal
+        from s3core._loading import load
+        faulthandler.dump_traceback_later(30, exit=True)
+        begun = threading.Event()
+        thread = threading.Thread(target=load, args=("loads_slowly",))
+        thread.start()
+        begun.wait()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            load("loads_slowly")
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        thread.join()
+        print("both ended")
+        """
+    )
+    assert output == "both ended\n"
 
 
 def test_children_that_come_while_the_first_request_is_being_made_transfer_too(run: Callable[..., str]) -> None:

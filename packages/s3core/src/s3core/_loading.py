@@ -8,6 +8,7 @@ of a second at most.
 from __future__ import annotations
 
 import importlib
+import logging  # noqa: F401  # Before the hook below, see there.
 import os
 import threading
 
@@ -29,4 +30,6 @@ def load(*modules: str) -> None:
 
 
 if hasattr(os, "register_at_fork"):
+    # Hooks that run before a fork run from the last to the first. `logging` has one that takes its lock, which modules
+    # need while they are loaded: it must be the older one, so that a fork takes the two locks in this order as well.
     os.register_at_fork(before=loading.acquire, after_in_parent=loading.release, after_in_child=loading.release)
