@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import itertools
 import random
 import sys
@@ -61,11 +62,13 @@ class Interruption:
 @contextmanager
 def interrupted(interruption: Interruption) -> Iterator[None]:
     before = sys.gettrace()
+    gc.disable()  # It could run the destructor of an earlier stream here, which lets no exception through.
     sys.settrace(interruption.trace)
     try:
         yield
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 def each_interruption(module: str) -> Iterator[Interruption]:
