@@ -109,6 +109,14 @@ def test_empty_objects_are_cached_too(
     assert gets(counting_server) == 0
 
 
+def test_nothing_is_fetched_of_an_empty_object_whose_size_suffices(
+    make: Make, fill: Fill, counting_server: CountingServer
+) -> None:
+    fill(3, size=0)
+    assert epoch(make(transform=b"".join)) == [b""] * 3
+    assert gets(counting_server) == 0
+
+
 def test_an_object_that_is_read_in_part_leaves_nothing(make: Make, fill: Fill, tmp_path: Path) -> None:
     fill(2, size=9 * 2**20)
     assert epoch(make(transform=methodcaller("read", 10))) == [bytes([n]) * 10 for n in range(2)]

@@ -129,7 +129,12 @@ class ObjectSource:
         return stream
 
     def prefetch(self) -> None:
-        """Sends the first request for the whole object and does not wait; an error is kept for `get_stream`."""
+        """Sends the first request for the whole object and does not wait; an error is kept for `get_stream`.
+
+        Nothing is sent for an object that is known to be empty: readers know that too, and ask for no byte of it.
+        """
+        if self._info is not None and not self._info.size:
+            return
         self._forks = ForkCount.now
         try:
             self._ready = self._open(None, None)
