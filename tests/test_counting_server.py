@@ -21,6 +21,7 @@ from botocore.exceptions import ClientError, HTTPClientError, ResponseStreamingE
 from servers import CountingServer, start_counting_server
 from servers.counting import GeneratedObjects
 from servers.counting._maps import Maps
+from servers.counting._store import Store, StoredObject
 
 # A clock of Windows ticks 64 times a second, and what ends between two ticks ends at the first.
 TICK_SECONDS = 1 / 64 if sys.platform == "win32" else 0.001
@@ -507,3 +508,59 @@ def test_the_memory_of_removed_objects_is_let_go_of(tmp_path: Path) -> None:
     assert str(new) in Path("/proc/self/maps").read_text()
     maps.clear()
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def _put(store: Store, key: str, data: bytes) -> Path:
+    writer = store.new_piece(len(data))
+    writer.write(data)
+    piece = writer.finish()
+    store.put("bucket", StoredObject(key, piece.etag, [piece]))
+    return Path(piece.path)
+
+
+def _bytes(store: Store, key: str) -> bytes:
+    stored = store.get("bucket", key)
+    assert stored is not None
+    return b"".join(stored.views(0, stored.size))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path, kept_pieces=1)
+    store.create_bucket("bucket")
+    return store
+
+
+def test_the_memory_of_a_removed_object_is_used_again(store: Store) -> None:
+    first = _put(store, "a-long-one", b"a-long-one" * 2**20).stat().st_ino
+    _put(store, "another", b"another" * 2**20)
+    for key in ("a-long-one", "another"):
+        store.delete("bucket", key)  # only one of them is kept
+    third = _put(store, "short", b"s" * 2**20).stat().st_ino
+    fourth = _put(store, "last", b"last" * 2**20).stat().st_ino
+    assert third == first
+    assert fourth != first
+    assert _bytes(store, "short") == b"s" * 2**20
+    assert _bytes(store, "last") == b"last" * 2**20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is kept there")
+def test_the_memory_of_what_was_read_is_not_used_again(store: Store) -> None:
+    _put(store, "read", b"read" * 2**20)
+    stored = store.get("bucket", "read")
+    assert stored is not None
+    (view,) = stored.views(0, stored.size)
+    store.delete("bucket", "read")
+    _put(store, "new", b"new" * 2**21)
+    assert view == b"read" * 2**20
+    assert _bytes(store, "new") == b"new" * 2**21
+
+
+def test_the_memory_of_a_copied_object_is_not_used_again(store: Store) -> None:
+    _put(store, "old", b"old" * 2**20)
+    stored = store.get("bucket", "old")
+    assert stored is not None
+    store.put("bucket", store.copy(stored, "copy"))
+    store.delete("bucket", "old")
+    _put(store, "new", b"new" * 2**20)
+    assert _bytes(store, "copy") == b"old" * 2**20

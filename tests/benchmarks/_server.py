@@ -20,6 +20,7 @@ _BUCKET = "bench"
 # So many that the server does not hold the client up, and leaves it half of the machine.
 _PROCESSES = max(2, (os.cpu_count() or 2) // 2)
 _DROPPED = "sink/"
+_KEPT_PIECES = 160  # A checkpoint of 1 GiB in parts of 8 MiB, and some.
 
 
 def start(setting: str, scale: Scale, local_directory: str) -> tuple[CountingServer, Target]:
@@ -48,6 +49,7 @@ def start(setting: str, scale: Scale, local_directory: str) -> tuple[CountingSer
         pace_bytes_per_second=plan.pace_bytes_per_second,
         is_recording=False,
         is_md5=False,
+        kept_pieces=_KEPT_PIECES,
         dropped=_DROPPED,
         generated=plan.folders(),
     )

@@ -20,7 +20,7 @@ from servers.counting._store import Store
 async def serve(settings: Settings) -> None:
     """Serve until killed; print the ports first."""
     loop = asyncio.get_running_loop()
-    store = Store(Path(settings.root), settings.is_md5)
+    store = Store(Path(settings.root), settings.is_md5, settings.kept_pieces)
     service = S3Service(store, settings.generated, settings.dropped)
     site = Site(service, settings.shape, Records(settings.is_recording))
     server = await loop.create_server(

@@ -8,6 +8,8 @@ import sys
 from collections import OrderedDict
 from typing import BinaryIO
 
+from servers.counting._piece_files import begin_to_read
+
 _MOST_BYTES = 4 * 2**30
 _MOST_FILES = 0 if sys.platform == "win32" else 256  # A mapped file cannot be removed there.
 
@@ -29,7 +31,7 @@ class Maps:
             self._kept.move_to_end(path)
             return kept[1]
         self._forget_removed()
-        file = open(path, "rb")  # noqa: SIM115 - closed by _forget()
+        file = begin_to_read(path)
         size = os.fstat(file.fileno()).st_size
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
         self._kept[path] = file, view

@@ -64,7 +64,7 @@ class S3Service:
             return MemoryBody()
         if self._dropped is not None and request.key.startswith(self._dropped):
             return DroppedBody(f'"{time.time_ns():032x}"')
-        return PieceBody(self.store.new_piece())
+        return PieceBody(self.store.new_piece(int(request.headers.get("content-length") or 0)))
 
     def respond(self, operation: str, request: Request, body: Body) -> Response:
         """Carry out a request.

@@ -216,6 +216,7 @@ def start_counting_server(
     is_recording: bool = True,
     dropped: str | None = None,
     is_md5: bool = True,
+    kept_pieces: int = 0,
     generated: Sequence[GeneratedObjects] = (),
 ) -> CountingServer:
     """Start the counting server on a free port of 127.0.0.1.
@@ -228,6 +229,7 @@ def start_counting_server(
         is_recording: Whether each request is kept; if not, there are only the counters.
         dropped: Prefix of the keys whose bytes are counted and dropped when they are uploaded, and read back as zeros.
         is_md5: Whether ETags are MD5 sums as on S3, or arbitrary ones that cost nothing.
+        kept_pieces: How many files of removed pieces are kept for the next ones, in place of fresh memory.
         generated: Folders of objects that are made up as they are read.
 
     Raises:
@@ -235,7 +237,9 @@ def start_counting_server(
     """
     root = Path(tempfile.mkdtemp(prefix="s3-counting-", dir=_storage()))
     shape = Shape(latency_seconds, pace_bytes_per_second)
-    settings = Settings(str(root / "store"), 0, processes > 1, is_recording, dropped, is_md5, shape, tuple(generated))
+    settings = Settings(
+        str(root / "store"), 0, processes > 1, is_recording, dropped, is_md5, kept_pieces, shape, tuple(generated)
+    )
     started, control_ports = [], []
     for number in range(processes):
         process = SupervisedProcess(

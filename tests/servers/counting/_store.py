@@ -4,6 +4,7 @@
     uploads/ID/upload            JSON of a multipart upload
     uploads/ID/NUMBER            JSON of one of its parts
     pieces/NAME                  bytes; the completed upload names the pieces of its parts, and copies nothing
+    free/NAME                    the file of a piece that was removed, for another piece
 
 Every JSON file appears by a rename, so that a reader sees the old object or the new one.
 """
@@ -21,10 +22,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from servers.counting._errors import S3Error
 from servers.counting._maps import Maps
+from servers.counting._piece_files import PieceFiles
 
 _maps = Maps()
 
@@ -97,13 +99,15 @@ class Store:
     Args:
         root: Its directory, shared by all server processes.
         is_md5: Whether ETags are MD5 sums as on S3, or arbitrary ones that cost nothing.
+        kept_pieces: How many files of removed pieces are kept for others.
     """
 
-    def __init__(self, root: Path, is_md5: bool = True) -> None:
+    def __init__(self, root: Path, is_md5: bool = True, kept_pieces: int = 0) -> None:
         self._root = root
         self._is_md5 = is_md5
+        self._files = PieceFiles(root, kept_pieces)
         self._seen: dict[str, tuple[tuple[int, int], StoredObject]] = {}
-        for name in ("buckets", "uploads", "pieces"):
+        for name in ("buckets", "uploads"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
     def create_bucket(self, bucket: str) -> None:
@@ -129,9 +133,9 @@ class Store:
         """Remove every object, upload and bucket."""
         for bucket in self.buckets():
             shutil.rmtree(self._root / "buckets" / bucket)
-        for folder in ("uploads", "pieces"):
-            shutil.rmtree(self._root / folder)
-            (self._root / folder).mkdir()
+        for folder in (self._root / "uploads", *self._files.folders):
+            shutil.rmtree(folder)
+            folder.mkdir()
         self._seen.clear()
         _maps.clear()
 
@@ -161,15 +165,19 @@ class Store:
             os.unlink(self._object_path(bucket, key))
             self._remove_pieces(before.pieces)
 
-    def new_piece(self) -> PieceWriter:
-        """Begin to write bytes that no object has yet."""
-        return PieceWriter(f"{self._root}/pieces/{uuid.uuid4().hex}", self._is_md5)
+    def new_piece(self, size: int = 0) -> PieceWriter:
+        """Begin to write bytes that no object has yet.
+
+        Args:
+            size: About how many.
+        """
+        return PieceWriter(*self._files.create(size), self._is_md5)
 
     def copy(self, stored: StoredObject, key: str) -> StoredObject:
         """The same bytes as another object, which outlive the first."""
         pieces = []
         for piece in stored.pieces:
-            path = f"{self._root}/pieces/{uuid.uuid4().hex}" if piece.path else ""
+            path = self._files.new_path() if piece.path else ""
             if path:
                 os.link(piece.path, path)
             pieces.append(Piece(path, piece.size, piece.etag))
@@ -257,15 +265,15 @@ class Store:
     def _remove_pieces(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             if piece.path:
-                Path(piece.path).unlink(missing_ok=True)
+                self._files.remove(piece.path)
 
 
 class PieceWriter:
     """Bytes on their way into a `Piece`."""
 
-    def __init__(self, path: str, is_md5: bool) -> None:
+    def __init__(self, path: str, file: BinaryIO, is_md5: bool) -> None:
         self._path = path
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by finish() or discard()
+        self._file = file
         self._md5 = hashlib.md5(usedforsecurity=False) if is_md5 else None
         self._size = 0
 
@@ -278,6 +286,7 @@ class PieceWriter:
 
     def finish(self) -> Piece:
         """The piece, complete."""
+        self._file.truncate(self._size)
         self._file.close()
         etag = self._md5.hexdigest() if self._md5 is not None else uuid.uuid4().hex
         return Piece(self._path, self._size, f'"{etag}"')
