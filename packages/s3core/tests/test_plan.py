@@ -66,8 +66,15 @@ def test_a_window_never_grows_past_its_limit(parts: int, limit: int) -> None:
     assert next_window(parts, limit) == min(limit, 2 * parts)
 
 
-@given(part_size=part_sizes, concurrency=st.integers(1, 1024), limit=st.integers(5 * MiB, 2**40))
-def test_parts_in_flight_keep_to_concurrency_and_memory(part_size: int, concurrency: int, limit: int) -> None:
-    parts = plan_parts_in_flight(part_size, concurrency, limit)
+@given(
+    part_size=part_sizes,
+    concurrency=st.integers(1, 1024),
+    limit=st.integers(5 * MiB, 2**40),
+    is_copied=st.booleans(),
+)
+def test_parts_in_flight_keep_to_concurrency_and_memory(
+    part_size: int, concurrency: int, limit: int, is_copied: bool
+) -> None:
+    parts = plan_parts_in_flight(part_size, concurrency, limit, is_copied=is_copied)
     assert 1 <= parts <= concurrency
     assert parts == 1 or parts * part_size <= limit

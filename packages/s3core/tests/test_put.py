@@ -24,6 +24,7 @@ from s3core import (
     S3ConnectionError,
     S3Exception,
     ThrottledError,
+    _plan,
 )
 from s3core._head import Target, head_with_headers
 from s3core._headers import checksum_of, joined_checksum
@@ -573,3 +574,33 @@ def test_a_stream_says_that_it_cannot_be_pickled(client: S3Client) -> None:
     stream: PutObjectStream = client.put_object("a-bucket", "key")
     with pytest.raises(TypeError, match="open one in the other process"):
         pickle.dumps(stream)
+
+
+@pytest.mark.parametrize(
+    ("make", "copy", "most"),
+    [(bytes, True, 4), (bytearray, False, 4), (bytearray, True, 2)],
+    ids=["bytes", "lent", "copied"],
+)
+def test_more_parts_are_on_their_way_from_the_callers_memory_than_copies(
+    counting_server: CountingServer,
+    make_client: Callable[..., S3Client],
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[int], bytes | bytearray],
+    copy: bool,
+    most: int,
+) -> None:
+    monkeypatch.setattr(_plan, "COPIED_PARTS", 2)
+    monkeypatch.setattr(_plan, "REFERRED_PARTS", 4)
+    counting_server.fault(operation="UploadPart", hold=True)
+    with make_client(counting_server, part_size=5 * MiB).put_object(counting_server.bucket, "key") as stream:
+        piece = make(5 * MiB)
+        writing = threading.Thread(target=lambda: [stream.write(piece, copy=copy) for _ in range(8)])
+        writing.start()
+        counting_server.wait_for_requests(most, operation="UploadPart")
+        writing.join(0.3)
+        assert writing.is_alive()
+        assert counting_server.operations().count("UploadPart") == most
+        counting_server.faults_clear()
+        counting_server.release()
+        writing.join()
+    assert counting_server.get("key") == bytes(40 * MiB)

@@ -20,8 +20,10 @@ WINDOW_PARTS = 16
 # The most parts on their way into place. More of them wait for one another: 64 fill 1 GiB at 1.9 GB/s, 128 at 1.3 and
 # 32 at 1.7, with 16 cores, in a new process, at 30 ms and 90 MB/s per connection.
 READ_PARTS = 64
-# The most parts of one upload on their way: 256 MiB at 8 MiB each, 1.2 GB/s at 30 ms and 90 MB/s per connection.
-UPLOAD_PARTS = 32
+# The most parts of one upload on their way. Of copies 32 take 256 MiB at 8 MiB each. What is sent from where the caller
+# has it takes none: 64 parts of it move 2.1 GB/s where 32 move 1.6, at 30 ms and 90 MB/s per connection.
+COPIED_PARTS = 32
+REFERRED_PARTS = 64
 
 
 def split_range(start: int, end: int, part_size: int) -> Iterator[tuple[int, int]]:
@@ -95,15 +97,17 @@ def plan_bytes_in_flight(part_size: int, concurrency: int) -> int:
     return min(READ_PARTS, concurrency) * part_size
 
 
-def plan_parts_in_flight(part_size: int, concurrency: int, memory_limit: int) -> int:
+def plan_parts_in_flight(part_size: int, concurrency: int, memory_limit: int, *, is_copied: bool) -> int:
     """How many parts of one upload may be held at a time.
 
     Args:
         part_size: Bytes per part.
         concurrency: Requests that the client may have in flight.
         memory_limit: Bytes that the client may hold.
+        is_copied: Whether the parts are copies, and not the caller's own memory.
 
     Returns:
         A number of at least 1.
     """
-    return max(1, min(UPLOAD_PARTS, concurrency, memory_limit // part_size))
+    most = COPIED_PARTS if is_copied else REFERRED_PARTS
+    return max(1, min(most, concurrency, memory_limit // part_size))

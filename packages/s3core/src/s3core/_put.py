@@ -59,7 +59,9 @@ class PutObjectStream:
         self._runtime = runtime
         self._target = target
         self._part_size = plan_part_size(config.part_size, size_hint)
-        self._most_in_flight = plan_parts_in_flight(self._part_size, config.concurrency, config.memory_limit)
+        bounds = self._part_size, config.concurrency, config.memory_limit
+        self._most_copied = plan_parts_in_flight(*bounds, is_copied=True)
+        self._most_referred = plan_parts_in_flight(*bounds, is_copied=False)
         self._headers = creation_headers(config, storage_class, metadata)
         self._checksum = config.upload_checksum
         self._lock = threading.Lock()
@@ -279,9 +281,9 @@ class PutObjectStream:
             # The first part grows, unless it comes whole, so that a small object costs little memory.
             return Part(new_buffer(count) if fills and count == self._part_size else None, is_counted=not lent)
         if lent:
-            self._upload.wait_below(self._most_in_flight)
+            self._upload.wait_below(self._most_referred)
             return Part()
-        buffer = self._take_right()
+        buffer = self._take_right(self._most_copied if fills else self._most_referred)
         if not fills:
             return Part(is_counted=True)
         return Part(new_buffer(self._part_size) if buffer is None else buffer, is_counted=True)
@@ -298,19 +300,21 @@ class PutObjectStream:
         self._part = Part()
         self._upload.submit_part(self._number, part.pieces(), lambda: _put_back(part, free))
 
-    def _take_right(self) -> bytearray | None:
-        """The right to hold one more part, within the bounds or as soon as one is sent; with a buffer if it has one."""
+    def _take_right(self, most: int) -> bytearray | None:
+        """The right to hold one more part, within the bounds or as soon as one is sent; with a buffer if it has one.
+
+        Args:
+            most: How many may be on their way.
+        """
         assert self._upload is not None
         while True:
             self._upload.raise_error()
-            with suppress(Empty):
-                return self._free.get_nowait()
             in_flight = self._upload.in_flight
-            is_free = in_flight == 0 or (
-                in_flight < self._most_in_flight and self._runtime.budget.try_take(self._charge, self._part_size)
-            )
-            if is_free:
-                return None
+            if in_flight < most:
+                with suppress(Empty):
+                    return self._free.get_nowait()
+                if in_flight == 0 or self._runtime.budget.try_take(self._charge, self._part_size):
+                    return None
             self._upload.wait_below(in_flight)
 
     def _finish(self) -> None:
