@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from .._memory import alone, is_plain, tensor_buffer
 from .._upload import UploadFile
 from ._payload import ItemStream, note_payload
+from ._save_tensor import save_tensor
 
 # Frame of one item: `torch.save` adds about 1.5 kB to a tensor.
 _FRAME_BYTES = 2048
@@ -112,7 +113,7 @@ class ItemWriter:
         for extension in self._extensions:
             stream = extension.transform_to(stream)
         if tensor is not None:
-            torch.save(tensor, stream)
+            save_tensor(tensor, stream)
         else:
             if not isinstance(data, io.BytesIO):
                 raise TypeError(
