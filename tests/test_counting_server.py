@@ -531,6 +531,7 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is kept there")
 def test_the_memory_of_a_removed_object_is_used_again(store: Store) -> None:
     first = _put(store, "a-long-one", b"a-long-one" * 2**20).stat().st_ino
     _put(store, "another", b"another" * 2**20)
@@ -544,7 +545,6 @@ def test_the_memory_of_a_removed_object_is_used_again(store: Store) -> None:
     assert _bytes(store, "last") == b"last" * 2**20
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="nothing is kept there")
 def test_the_memory_of_what_was_read_is_not_used_again(store: Store) -> None:
     _put(store, "read", b"read" * 2**20)
     stored = store.get("bucket", "read")

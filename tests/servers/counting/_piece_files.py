@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import uuid
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +29,7 @@ class PieceFiles:
     def __init__(self, root: Path, kept: int = 0) -> None:
         self._pieces = root / "pieces"
         self._free = root / "free"
-        self._kept = kept
+        self._kept = 0 if sys.platform == "win32" else kept  # A file that is mapped cannot be renamed there.
         self.folders = (self._pieces, self._free)
         for folder in self.folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,9 +76,11 @@ def begin_to_read(path: str) -> BinaryIO:
         FileNotFoundError: The piece was removed.
     """
     file = open(path, "rb")  # noqa: SIM115 - the caller closes it
-    if hasattr(os, "fchmod"):  # not on Windows
+    if sys.platform != "win32":
         os.fchmod(file.fileno(), stat.S_IRUSR)
-        os.stat(path)  # It may have been removed before it was marked.
+        if not os.path.exists(path):  # It was removed before it was marked.
+            file.close()
+            raise FileNotFoundError(path)
     return file
 
 
