@@ -1,8 +1,9 @@
 """`torch.save` of one tensor within a data object, without a checksum that nobody looks at.
 
 torch computes the CRC-32 of each record of an archive, for programs that unzip it: a sixth of the time of a save. It
-never checks one (https://pytorch.org/docs/stable/generated/torch.serialization.set_crc32_options.html), and no program
-finds an archive in the midst of a data object to unzip it. The store checks every part on its way by our own checksum.
+never checks one, and no program finds an archive in the midst of a data object to unzip it. The store checks every part
+on its way by our own checksum.
+https://docs.pytorch.org/docs/stable/generated/torch.serialization.set_crc32_options.html
 """
 
 from __future__ import annotations
