@@ -157,6 +157,32 @@ def test_the_exit_of_the_interpreter_leaves_the_old_object(
     assert uploads(server, bucket) == []
 
 
+@pytest.mark.parametrize("is_by_library", [False, True])
+def test_the_exit_of_the_interpreter_ends_what_is_read_ahead_without_a_word(
+    counting_server: CountingServer, start_program: Callable[..., subprocess.Popen[str]], is_by_library: bool
+) -> None:
+    counting_server.put("key", DATA)
+    counting_server.fault(operation="GetObject", pace_bytes_per_second=MiB)
+    process = start_program(
+        f"""
+        from s3core._connections import Connections
+        if {is_by_library}:
+            Connections.is_understood = False  # as when a store answers in an odd way
+        client = make_client()
+        info = client.head_object(bucket, "key")
+        streams = [client.get_object(bucket, "key", object_info=info, etag=info.etag) for _ in range(4)]
+        for stream in streams:
+            stream.prefetch()
+        sys.stdin.readline()
+        """,
+        counting_server,
+        counting_server.bucket,
+    )
+    counting_server.wait_for_requests(32, operation="GetObject")
+    output, errors = process.communicate("\n", timeout=60)
+    assert (process.returncode, output, errors) == (0, "", "")
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_the_exit_of_a_worker_process_leaves_the_old_object(
     server: S3Server, bucket: str, run_program: Callable[..., str], method: str

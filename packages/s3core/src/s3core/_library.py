@@ -150,7 +150,9 @@ class LibraryReply:
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         import http.client
+        import socket
 
+        self._sockets = socket  # Nothing can be imported when the interpreter ends.
         self._response = response
         # urllib3's own `readinto` reads into new memory and copies.
         raw: Any = getattr(response, "_fp", None)
@@ -171,14 +173,13 @@ class LibraryReply:
 
     def interrupt(self) -> None:
         """Have a call of `readinto` that waits return or fail at once; for any thread."""
-        import socket
-
+        sockets = self._sockets
         # Beneath TLS, which has a `shutdown` of its own. It may have ended by itself just now.
         with (
             suppress(OSError, ValueError, AttributeError),
-            socket.fromfd(self._raw.fileno(), socket.AF_INET, socket.SOCK_STREAM) as connection,
+            sockets.fromfd(self._raw.fileno(), sockets.AF_INET, sockets.SOCK_STREAM) as connection,
         ):
-            connection.shutdown(socket.SHUT_RDWR)
+            connection.shutdown(sockets.SHUT_RDWR)
 
     def release(self) -> None:
         """Let the connection be used again: the body was read."""

@@ -6,6 +6,7 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._config import GiB
@@ -46,6 +47,8 @@ class WaitingConnection:
         import socket
 
         self._socket = connection
+        # Beneath TLS, which has a `shutdown` of its own. Found now: nothing can be imported when the interpreter ends.
+        self._shut_down = partial(socket.socket.shutdown, connection, socket.SHUT_RDWR)
         self._is_tls = is_tls
         self._flags = 0
         if is_tls or sys.platform == "win32":
@@ -168,11 +171,8 @@ class WaitingConnection:
 
     def interrupt(self) -> None:
         """Have a call that waits return or fail at once; for any thread."""
-        import socket
-
-        # Beneath TLS, which has a `shutdown` of its own. It may have ended by itself just now.
-        with suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        with suppress(OSError):  # It may have ended by itself just now.
+            self._shut_down()
 
     def close(self) -> None:
         """Close it; harmless when called again."""
