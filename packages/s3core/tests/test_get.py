@@ -43,6 +43,12 @@ def used(client: S3Client) -> int:
     return client._runtime.budget.used
 
 
+def version_of(client: S3Client, bucket: str, key: str) -> dict[str, Any]:
+    """What a listing tells of an object, and a dataset passes on."""
+    info = client.head_object(bucket, key)
+    return {"object_info": info, "etag": info.etag}
+
+
 @pytest.mark.parametrize("way", ["chunks", "read_all", "read_into", "mixed"])
 @pytest.mark.parametrize("key", ["big", "odd//big"])
 def test_a_large_object_is_read_whole(counting_server: CountingServer, client: S3Client, way: str, key: str) -> None:
@@ -94,6 +100,7 @@ def test_an_empty_object_is_read_in_every_way(
     start=st.none() | st.integers(0, len(DATA) + 5),
     length=st.none() | st.integers(0, len(DATA) + 5),
     steps=st.lists(st.sampled_from(["next", "prefetch"]) | st.integers(0, PART + 100), max_size=5),
+    is_version_known=st.booleans(),
 )
 def test_any_sequence_of_reads_of_any_range_gives_the_slice(
     counting_server: CountingServer,
@@ -102,10 +109,12 @@ def test_any_sequence_of_reads_of_any_range_gives_the_slice(
     start: int | None,
     length: int | None,
     steps: list[str | int],
+    is_version_known: bool,
 ) -> None:
     end = None if length is None else (start or 0) + length
     expected = DATA[start:end]
-    with client.get_object(counting_server.bucket, big, start=start, end=end) as stream:
+    known = version_of(client, counting_server.bucket, big) if is_version_known else {}
+    with client.get_object(counting_server.bucket, big, start=start, end=end, **known) as stream:
         came = bytearray()
         for step in steps:
             if step == "next":
@@ -145,6 +154,92 @@ def test_an_object_of_known_size_up_to_a_part_takes_one_request(
     stream = client.get_object(counting_server.bucket, "part", object_info=page.object_info[0])
     assert b"".join(map(bytes, stream)) == DATA[:PART]
     assert [request.headers["range"] for request in counting_server.requests] == [f"bytes=0-{PART - 1}"]
+
+
+@pytest.mark.parametrize("key", ["part", "odd//part"])
+@pytest.mark.parametrize("size", [300_000, MiB, PART])
+def test_what_is_fetched_ahead_of_a_known_version_comes_in_ranges_at_once(
+    counting_server: CountingServer, client: S3Client, key: str, size: int
+) -> None:
+    counting_server.put(key, DATA[:size])
+    known = version_of(client, counting_server.bucket, key)
+    counting_server.clear()
+    counting_server.fault(operation="GetObject", hold=True)
+    count = -(-size // MiB)
+    with client.get_object(counting_server.bucket, key, **known) as stream:
+        stream.prefetch()
+        counting_server.wait_for_requests(count, operation="GetObject")
+        assert used(client) == size
+        counting_server.release()
+        assert stream.read_all() == DATA[:size]
+    ranges = [request.headers["range"].removeprefix("bytes=").split("-") for request in counting_server.requests]
+    lengths = [int(last) - int(first) + 1 for first, last in ranges]
+    assert sum(lengths) == size
+    assert len(lengths) == count
+    assert max(lengths) <= -(-size // count)
+    assert {request.headers["if-match"] for request in counting_server.requests} == {known["etag"]}
+    assert used(client) == 0
+
+
+@pytest.mark.parametrize("way", ["chunks", "read_all", "read_into"])
+def test_what_is_fetched_ahead_is_of_the_known_version_or_an_error(
+    counting_server: CountingServer, client: S3Client, way: str
+) -> None:
+    counting_server.put("part", DATA[:PART])
+    known = version_of(client, counting_server.bucket, "part")
+    counting_server.fault(operation="GetObject", skip=2, times=1, replace_with=DATA[:PART][::-1])
+    stream = client.get_object(counting_server.bucket, "part", **known)
+    stream.prefetch()
+    with pytest.raises(ObjectChangedError, match=f"s3://{counting_server.bucket}/part failed: the object was replaced"):
+        {
+            "chunks": lambda: list(stream),
+            "read_all": stream.read_all,
+            "read_into": lambda: stream.read_into(bytearray(PART)),
+        }[way]()
+    stream.close()
+    assert used(client) == 0
+
+
+@pytest.mark.parametrize("way", ["chunks", "read_all", "read_into"])
+@pytest.mark.parametrize("failing", [0, 3])
+def test_a_range_ahead_that_failed_once_is_asked_for_again(
+    counting_server: CountingServer, client: S3Client, way: str, failing: int
+) -> None:
+    counting_server.put("part", DATA[:PART])
+    known = version_of(client, counting_server.bucket, "part")
+    counting_server.fault(operation="GetObject", skip=failing, times=1, status=403, code="AccessDenied")
+    with client.get_object(counting_server.bucket, "part", **known) as stream:
+        stream.prefetch()
+        came, buffer = bytearray(), bytearray(PART)
+        for _ in range(2):
+            try:
+                if way == "chunks":
+                    for chunk in stream:
+                        came += chunk
+                elif way == "read_all":
+                    came += stream.read_all()
+                else:
+                    came += memoryview(buffer)[: stream.read_into(buffer)]
+                assert stream.tell() == PART
+                break
+            except PermissionError:
+                assert stream.tell() == len(came)
+        assert came == DATA[:PART]
+        assert len([request for request in counting_server.requests if request.status == 403]) == 1
+    assert used(client) == 0
+
+
+def test_a_wrong_size_of_the_right_version_is_only_a_hint(counting_server: CountingServer, client: S3Client) -> None:
+    etag = counting_server.put("key", DATA[: PART - 1000])
+    for size in (0, 10, 3 * MiB, PART, 2 * PART):
+        wrong = ObjectInfo("key", size, etag)
+        for is_chunked in (False, True):
+            with client.get_object(counting_server.bucket, "key", object_info=wrong, etag=etag) as stream:
+                stream.prefetch()
+                came = b"".join(map(bytes, stream)) if is_chunked else stream.read_all()
+                assert came == DATA[: PART - 1000]
+                assert not stream.read_all()
+        assert used(client) == 0
 
 
 @pytest.mark.parametrize("key", ["big", "odd//big"])

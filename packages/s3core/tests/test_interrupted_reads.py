@@ -98,14 +98,25 @@ def chunk_and_rest(stream: GetObjectStream) -> bytes:
     return next_chunk(stream) if stream.tell() == 0 else stream.read_all()
 
 
-@pytest.mark.parametrize("read", [next_chunk, into_buffer, chunk_or_buffer, chunk_and_rest])
+def prefetched_rest(stream: GetObjectStream) -> bytes:
+    stream.prefetch()
+    return stream.read_all()
+
+
+@pytest.mark.parametrize("is_version_known", [False, True])
+@pytest.mark.parametrize("read", [next_chunk, into_buffer, chunk_or_buffer, chunk_and_rest, prefetched_rest])
 def test_the_bytes_after_an_interruption_are_those_at_the_position(
-    counting_server: CountingServer, make_client: Callable[..., S3Client], read: Callable[[GetObjectStream], bytes]
+    counting_server: CountingServer,
+    make_client: Callable[..., S3Client],
+    read: Callable[[GetObjectStream], bytes],
+    is_version_known: bool,
 ) -> None:
     counting_server.put("key", DATA)
     client = make_client(counting_server)
+    info = client.head_object(counting_server.bucket, "key")
+    known: dict[str, Any] = {"object_info": info, "etag": info.etag} if is_version_known else {}
     for interruption in each_interruption("_get"):
-        stream = client.get_object(counting_server.bucket, "key")
+        stream = client.get_object(counting_server.bucket, "key", **known)
         with interrupted(interruption):
             while True:
                 start = stream.tell()

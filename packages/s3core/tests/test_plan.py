@@ -15,6 +15,7 @@ from s3core._plan import (
     next_window,
     plan_part_size,
     plan_parts_in_flight,
+    split_evenly,
     split_range,
 )
 
@@ -29,6 +30,16 @@ def test_ranges_cover_exactly_what_is_asked_for(start: int, length: int, part_si
     assert all(0 < high - low <= part_size for low, high in ranges)
     assert [high for _, high in ranges[:-1]] == [low for low, _ in ranges[1:]]
     assert not ranges or ranges[-1][1] == start + length
+
+
+@given(size=st.integers(1, 10**7), range_size=st.integers(1000, 10**7))
+def test_even_ranges_cover_everything_and_are_about_as_long_as_wanted(size: int, range_size: int) -> None:
+    ranges = list(split_evenly(size, range_size))
+    lengths = [high - low for low, high in ranges]
+    assert [high for _, high in ranges] == list(itertools.accumulate(lengths))
+    assert ranges[-1][1] == size
+    assert max(lengths) - min(lengths) <= 1
+    assert len(ranges) == 1 or 0.6 * range_size < lengths[0] < 1.5 * range_size
 
 
 @given(part_size=part_sizes, size=st.integers(0, MAX_OBJECT_SIZE))

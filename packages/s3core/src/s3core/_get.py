@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ._answer import Stopped
 from ._exceptions import S3Exception
 from ._fetch import Wish, fetch
-from ._head import Target, head
+from ._head import Target, changed_error, head
 from ._info import ObjectInfo
 from ._memory import Destination, Slot
 from ._outcome import Outcome
-from ._plan import FIRST_RANGE, WINDOW_PARTS, next_range_size, next_window
+from ._plan import (
+    AHEAD_RANGE,
+    FIRST_RANGE,
+    SMALL_RANGE,
+    WINDOW_PARTS,
+    next_range_size,
+    next_window,
+    split_evenly,
+)
 from ._pool import wait_for
 from ._ranges import fill_range
 from ._small import SmallRange, is_small_range
@@ -37,12 +45,14 @@ class _Part:
         end: One past the last byte that was asked for.
         data: Its bytes; None while it is handed to the pool.
         charge: In whose name bytes are taken from the client's budget for it.
+        place: Where its bytes go, if that is a slice of a `bytes` that its neighbours fill too.
     """
 
     start: int
     end: int
     data: Outcome[Any] | None
     charge: object
+    place: memoryview | None = None
 
 
 class GetObjectStream:
@@ -104,11 +114,12 @@ class GetObjectStream:
     @property
     def object_info(self) -> ObjectInfo:
         """What S3 says about the object: as given, or as the first answer says, which is then waited for."""
-        if self._answer is not None and self._answer.done() and self._answer.exception() is None:
-            return self._answer.result()
-        if self._hint is not None:
-            return self._hint
-        return self._confirmed()
+        return self._answered or self._hint or self._confirmed()
+
+    @property
+    def is_described(self) -> bool:
+        """Whether `object_info` is known and waits for nothing."""
+        return self._hint is not None or self._answered is not None
 
     @property
     def window(self) -> int:
@@ -131,16 +142,21 @@ class GetObjectStream:
         return self._position
 
     def prefetch(self) -> None:
-        """Send the first request without waiting for it.
+        """Ask for the beginning without waiting for it.
 
-        It asks for the whole object where that fits into one part, as far as the size is known, and otherwise for the
-        first part.
+        That is the whole object where it fits into one part, as far as the size is known, and otherwise the first part:
+        by one request, or by several at once where size and ETag are known, and it is longer than a small range.
         """
         self._begin()
-        if self._answer is None:
-            remaining = self._hinted_remaining()
-            part_size = self._runtime.config.part_size
-            self._submit_first(part_size if remaining is None else min(part_size, remaining))
+        if self._answer is not None:
+            return
+        remaining = self._hinted_remaining()
+        part_size = self._runtime.config.part_size
+        size = part_size if remaining is None else min(part_size, remaining)
+        if remaining is None or self._etag is None or size <= SMALL_RANGE:
+            self._submit_first(size)
+        else:
+            self._submit_in_place(size)
 
     def __iter__(self) -> Self:
         return self
@@ -208,6 +224,13 @@ class GetObjectStream:
             data = self._next_part()
             self._position += len(data)
             return data if isinstance(data, bytes) else bytes(memoryview(data))
+        if (whole := self._bytes_on_their_way(size)) is not None:
+            with self._all_or_nothing():
+                while self._parts:
+                    self._position += len(self._next_part())
+                if self._position != end:  # The same ETag with another size.
+                    raise changed_error(self._target)
+            return whole
         destination, data = Destination.of_new_bytes(size)
         with self._all_or_nothing():
             filled = self._drain_into(destination, 0)
@@ -284,6 +307,12 @@ class GetObjectStream:
             self._position = position
             raise
 
+    @property
+    def _answered(self) -> ObjectInfo | None:
+        """What the first answer says, if it has come."""
+        is_there = self._answer is not None and self._answer.done() and self._answer.exception() is None
+        return self._answer.result() if self._answer is not None and is_there else None
+
     def _hinted_remaining(self) -> int | None:
         """How many bytes are left, as far as is known before the first answer; at least 1, since a request must ask."""
         if self._hint is not None:
@@ -309,27 +338,61 @@ class GetObjectStream:
         self._answer = answer  # Not before: the answer to a request that was never sent would be waited for for ever.
         return part
 
+    def _submit_in_place(self, size: int) -> None:
+        """Send requests for the next bytes, of the version that was asked for, which together fill one `bytes`.
+
+        It is made here and not in the threads that fill it: the C library keeps apart for each thread what that thread
+        allocated, and so would hold as much memory again for each of them.
+        """
+        if self._parts:
+            self._start_over()  # As in `_submit_first`.
+        destination, data = Destination.of_new_bytes(size)
+        for low, high in split_evenly(size, AHEAD_RANGE):
+            answer: Outcome[ObjectInfo] | None = Outcome() if low == 0 else None
+            self._submit(high - low, slot=destination.slot(low, high), place=memoryview(data)[low:high], answer=answer)
+            if answer is not None:
+                self._answer = answer
+
+    def _bytes_on_their_way(self, size: int) -> bytes | None:
+        """The `bytes` that all ranges in flight fill, if it is of this size."""
+        if self._rest is not None or not self._parts or self._parts[0].place is None:
+            return None
+        whole: Any = self._parts[0].place.obj
+        came = sum(len(part.place) for part in self._parts if part.place is not None and part.place.obj is whole)
+        return whole if came == len(whole) == size else None
+
     def _submit(
         self,
         size: int,
         *,
         slot: Slot | None = None,
+        place: memoryview | None = None,
         answer: Outcome[ObjectInfo] | None = None,
         is_needed: bool = True,
     ) -> _Part | None:
-        """Send the next range; it joins the window unless its bytes go to a slot.
+        """Send the next range; it joins the window unless its bytes go to a slot that is the caller's.
 
-        None where there is no memory for a range that is not needed yet.
+        Args:
+            size: How many bytes.
+            slot: Where to put them; None to hold them.
+            place: What shows them in the window when they are there; the slot is then this stream's own.
+            answer: Told about the object; None for a range that is not the first.
+            is_needed: Whether it is sent even if that exceeds the client's memory.
+
+        Returns:
+            None where there is no memory for a range that is not needed yet.
         """
         start, end = self._planned, self._planned + size
-        etag = wait_for(self._answer).etag if answer is None and self._answer is not None else self._etag
+        etag = self._etag
+        if answer is None and place is None and self._answer is not None:
+            etag = wait_for(self._answer).etag
         runtime, target, wish = self._runtime, self._target, self._wish
         is_guess = answer is not None and self._hint is None and self._limit is None and slot is None
 
         def task(attempts_made: int | None = None) -> Any:
             try:
                 on_answer = answer.set_result if answer is not None else None
-                return fetch(
+                data = fetch(
                     runtime,
                     target,
                     start,
@@ -341,13 +404,14 @@ class GetObjectStream:
                     is_guess=is_guess,
                     attempts_made=attempts_made,
                 )
+                return data if place is None or slot is None else place[: slot.filled]
             except BaseException as error:
                 if answer is not None and not answer.done():
                     answer.set_exception(error)
                 raise
 
-        part = _Part(start, end, None, object())
-        if slot is None:
+        part = _Part(start, end, None, object(), place)
+        if slot is None or place is not None:
             self._parts.append(part)  # First of all, so that what it is charged for is given back in any case.
             if is_needed:
                 runtime.budget.take(part.charge, size)
@@ -384,7 +448,7 @@ class GetObjectStream:
 
     def _start_over(self) -> None:
         """Forget what was asked for ahead of the reader, so that no byte is skipped after a failure."""
-        if self._answer is not None and not (self._answer.done() and self._answer.exception() is None):
+        if self._answered is None:
             self._answer = None  # No byte was read yet: any version will do.
         wish, self._wish = self._wish, Wish()
         wish.end()

@@ -15,6 +15,10 @@ MAX_COPY_SIZE = 5 * GiB
 FIRST_RANGE = 256 * KiB
 # Up to here the cost of a range is that of its request, and not of its bytes.
 SMALL_RANGE = 256 * KiB
+# What is fetched before it is read comes in ranges of about this size at once, where the version is known: it is there
+# sooner, so that less memory is on its way at the same rate. 48 MiB of objects of 5 MB on their way gave 1,070 MB/s in
+# ranges of 1 MiB and 870 of 2 MiB; 64 MiB of whole ones gave 680 (at 30 ms and 90 MB/s per connection).
+AHEAD_RANGE = 1 * MiB
 # The most parts that a stream reads ahead: 128 MiB at 8 MiB each, 1 GB/s at 30 ms and 90 MB/s per connection.
 WINDOW_PARTS = 16
 # The most parts on their way into place. More of them wait for one another: 64 fill 1 GiB at 1.9 GB/s, 128 at 1.3 and
@@ -39,6 +43,21 @@ def split_range(start: int, end: int, part_size: int) -> Iterator[tuple[int, int
     """
     for begin in range(start, end, part_size):
         yield begin, min(begin + part_size, end)
+
+
+def split_evenly(size: int, range_size: int) -> Iterator[tuple[int, int]]:
+    """Cut `[0, size)` into as many equal ranges as come closest to a size; their lengths differ by a byte at most.
+
+    Args:
+        size: How many bytes; at least 1.
+        range_size: How long a range should be.
+
+    Yields:
+        `(start, end)` of each range, in order.
+    """
+    count = max(1, round(size / range_size))
+    for number in range(count):
+        yield size * number // count, size * (number + 1) // count
 
 
 def next_range_size(previous: int, part_size: int) -> int:
