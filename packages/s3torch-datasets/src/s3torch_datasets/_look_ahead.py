@@ -55,6 +55,9 @@ class ByteBudget:
 
 PROCESS_BUDGET = ByteBudget()
 
+# Objects of unknown size are not fetched in several ranges at once: more of them have to be on their way.
+_UNKNOWN_SIZES_FACTOR = 3
+
 
 class LookAhead:
     """Hands out sources in order, while the ones behind are on their way.
@@ -67,8 +70,9 @@ class LookAhead:
     Args:
         get_source: Returns the object of a number; None behind the last one.
         max_objects: Most objects on their way or waiting, the current one included.
-        max_bytes: Bound of the bytes of all look-aheads in this process.
-        part_size_bytes: What one request fetches at most, and so the most that an object takes of the bound.
+        max_bytes: Bound of the bytes of all look-aheads in this process; three times as much where sizes are not known
+            and are taken to be like those of the objects before.
+        part_size_bytes: What is fetched ahead of one object at most, and so the most that it takes of the bound.
         is_ready: Whether the object of a number can be had without waiting; reading ahead does not wait for it.
     """
 
@@ -89,6 +93,7 @@ class LookAhead:
         self._coming: deque[tuple[int, ObjectSource, int]] = deque()  # numbers behind the current one's, without gaps
         self._number = -1
         self._current: ObjectSource | None = None
+        self._read_count = self._read_bytes = 0  # Of the objects that were handed out and opened.
         self._armed = False
         self._forks = ForkCount.now
 
@@ -98,7 +103,9 @@ class LookAhead:
             last = self._current
             if last is not None:
                 last.on_whole_read = None
-                if not last.was_opened:
+                if last.was_opened:
+                    self._learn_from(last)
+                else:
                     self._armed = False
             source = self._coming[0][1] if self._coming else self._get_source(number)
             if source is None:
@@ -129,15 +136,24 @@ class LookAhead:
             self._armed = True
             self._fill()
 
+    def _learn_from(self, source: ObjectSource) -> None:
+        size = source.known_size_bytes
+        if size is not None:
+            self._read_count += 1
+            self._read_bytes += size
+
     def _fill(self) -> None:
         while len(self._coming) < self._max_coming:
             number = (self._coming[-1][0] if self._coming else self._number) + 1
             source = self._get_source(number) if self._is_ready(number) else None
             if source is None:
                 return
-            known = source.known_size_bytes
-            size = self._part_size if known is None else min(known, self._part_size)
-            if not PROCESS_BUDGET.try_take(size, self._max_bytes):
+            size, limit = source.known_size_bytes, self._max_bytes
+            if size is None:
+                size = self._read_bytes // self._read_count if self._read_count else self._part_size
+                limit *= _UNKNOWN_SIZES_FACTOR
+            size = min(size, self._part_size)
+            if not PROCESS_BUDGET.try_take(size, limit):
                 return
             self._coming.append((number, source, size))
             source.prefetch()

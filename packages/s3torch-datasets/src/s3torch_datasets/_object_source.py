@@ -32,6 +32,13 @@ class ObjectStream(Protocol):
     def close(self) -> None: ...
 
 
+class RemoteStream(ObjectStream, Protocol):
+    """One that is not of the cache."""
+
+    @property
+    def is_described(self) -> bool: ...
+
+
 class ObjectClient(Protocol):
     """What is used of `s3core.S3Client` to read."""
 
@@ -45,7 +52,7 @@ class ObjectClient(Protocol):
         end: int | None = None,
         version_id: str | None = None,
         etag: str | None = None,
-    ) -> ObjectStream: ...
+    ) -> RemoteStream: ...
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> ObjectInfo: ...
 
@@ -90,13 +97,15 @@ class ObjectSource:
         # Only a version that was asked for is named in requests: s3:GetObject does not allow to name one.
         self._version = None if one.object_info is None else one.object_info.version_id
         self._ready: ObjectStream | None = None
-        self._last: ObjectStream | None = None
+        self._last: RemoteStream | None = None
         self._error: Exception | None = None
         self._forks = 0
 
     @property
     def known_size_bytes(self) -> int | None:
-        """Size of the object, where that needs no request."""
+        """Size of the object, where nothing has to be waited for."""
+        if self._info is None and self._last is not None and self._last.is_described:
+            self._learn()
         return None if self._info is None else self._info.size
 
     @property
@@ -170,7 +179,7 @@ class ObjectSource:
             file.write(b"")  # a reader that knows the size need not ask the stream for anything
         return CachingStream(stream, file)
 
-    def _open_remote(self, start: int | None, end: int | None) -> ObjectStream:
+    def _open_remote(self, start: int | None, end: int | None) -> RemoteStream:
         self._learn()  # what the first stream was told holds the later ones to the same version of the object
         info = self._info
         stream = self._client.get_object(
