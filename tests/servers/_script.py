@@ -24,7 +24,7 @@ class Script:
 
     def __init__(self, *answers: list[bytes], keeps: bool = False) -> None:
         self.answers = list(answers)
-        self.requests = self.answered = 0
+        self.connections = self.requests = self.answered = 0
         self._keeps = keeps
         self._listener = Listener(self._serve)
         self.endpoint, self.close = self._listener.url, self._listener.close
@@ -32,6 +32,7 @@ class Script:
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(ConnectionError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.connections += 1
             received = b""
             while data := connection.recv(65536):
                 received += data

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3core import NoSuchKeyError, S3Client, S3ClientConfig, S3ConnectionError, S3Exception, S3TimeoutError
-from s3core._wire import join_chunks
+from s3core._wire import Chunks
 from servers import CountingServer, wait_until
 from servers._script import BODY, GOOD, ODD, WELL, Script
 from servers._seaweedfs import start_seaweedfs
@@ -266,12 +266,79 @@ def test_an_error_that_is_cut_off_is_no_answer(start_script: Callable[..., Scrip
     assert script.requests == 2
 
 
-@given(st.lists(st.binary(min_size=1, max_size=40), max_size=5), st.integers(0, 200))
-def test_chunks_are_joined_when_the_last_has_come(parts: list[bytes], cut: int) -> None:
-    whole = b"".join(b"%X\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n"
-    assert join_chunks(whole + b"\r\n") == b"".join(parts)
-    if cut < len(whole):
-        assert join_chunks(whole[:cut]) is None
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), max_size=5),
+    st.sampled_from([b"", b"x-amz-checksum: a\r\n"]),
+    st.integers(1, 200),
+)
+def test_chunks_are_joined_when_the_last_has_come(parts: list[bytes], trailer: bytes, step: int) -> None:
+    whole = b"".join(b"%X;a=b\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n" + trailer + b"\r\n"
+    chunks = Chunks()
+    for start in range(0, len(whole), step):
+        assert not chunks.is_whole
+        chunks.take(whole[start : start + step])
+    chunks.take(b"more")
+    assert chunks.is_whole
+    assert chunks.body == b"".join(parts)
+    assert chunks.rest == len(b"more")
+
+
+KEYS = [f"key-{number:03}" for number in range(300)]
+LISTING = (
+    b"<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated>%s</ListBucketResult>"
+    % "".join(f"<Contents><Key>{key}</Key><Size>7</Size></Contents>" for key in KEYS).encode()
+)
+FOUND = b"HTTP/1.1 200 OK\r\n"
+IN_CHUNKS = FOUND + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def chunked(body: bytes, size: int, end: bytes = b"0\r\n\r\n") -> bytes:
+    parts = [body[start : start + size] for start in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + end
+
+
+@pytest.mark.parametrize(
+    ("answer", "connections"),
+    [
+        ([FOUND + b"Content-Length: %d\r\n\r\n" % len(LISTING) + LISTING], 1),
+        ([IN_CHUNKS + chunked(LISTING, 1000)], 1),
+        ([IN_CHUNKS, chunked(LISTING, 9999)[:5000], chunked(LISTING, 9999)[5000:]], 1),
+        ([IN_CHUNKS + chunked(LISTING, 10**6, b"0\r\nx-amz-checksum: a\r\n"), b"\r\n"], 1),
+        ([IN_CHUNKS + chunked(LISTING, 1000) + b"more"], 3),
+    ],
+    ids=["whole", "chunks", "chunks in pieces", "a trailer", "more behind the end"],
+)
+def test_a_listing_is_read_whole(start_script: Callable[..., Script], answer: list[bytes], connections: int) -> None:
+    script = start_script(*[answer] * 3, keeps=True)
+    client = client_of(script)
+    for count in range(1, 4):
+        (page,) = client.list_objects("bucket")
+        assert page.keys == KEYS
+        assert script.requests == count
+    assert script.connections == connections
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [IN_CHUNKS + chunked(LISTING, 1000)[:-500]],
+        [IN_CHUNKS + chunked(LISTING, 1000, b"xyz\r\n")],
+        [IN_CHUNKS + b"5\r\nabcdefgh\r\n0\r\n\r\n"],
+        [FOUND + b"Content-Length: %d\r\n\r\n" % len(LISTING) + LISTING[:-100]],
+        [FOUND + b"\r\n" + LISTING],
+        [FOUND.replace(b"1.1", b"1.0") + b"Content-Length: %d\r\n\r\n" % len(LISTING) + LISTING],
+        [FOUND + b"Content-Length: 99999999999999\r\n\r\n" + LISTING],
+        [b"HTTP/1.1 503 Slow Down\r\n" + IN_CHUNKS.partition(b"\r\n")[2] + chunked(XML, 30)],
+    ],
+    ids=["cut", "no chunk", "a long chunk", "short", "no length", "an older HTTP", "a huge length", "an error"],
+)
+def test_a_listing_that_breaks_once_is_asked_for_again(
+    start_script: Callable[..., Script], answer: list[bytes]
+) -> None:
+    script = start_script(answer, [IN_CHUNKS + chunked(LISTING, 1000)])
+    (page,) = client_of(script).list_objects("bucket")
+    assert page.keys == KEYS
+    assert script.requests == 2
 
 
 def test_a_store_that_was_not_understood_is_tried_again_later(start_script: Callable[..., Script]) -> None:
@@ -293,13 +360,14 @@ def test_a_host_that_cannot_be_reached_is_named() -> None:
         client.get_object("bucket", ODD_KEY).read_all()
 
 
-def test_a_large_range_loads_no_library(run_program: Callable[..., str], counting_server: CountingServer) -> None:
+def test_listing_and_reading_load_no_library(run_program: Callable[..., str], counting_server: CountingServer) -> None:
     counting_server.put("big", DATA)
     program = """
         import sys
         client = make_client()
+        (page,) = client.list_objects(bucket)
         buffer = bytearray(2**24)
-        count = client.get_object(bucket, "big").read_into(buffer)
+        count = client.get_object(bucket, page.keys[0]).read_into(buffer)
         print(count, "urllib3" in sys.modules)
     """
     assert run_program(program, counting_server, counting_server.bucket).split() == [str(len(DATA)), "False"]

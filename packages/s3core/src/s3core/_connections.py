@@ -1,4 +1,4 @@
-"""Connections for large ranges: each of one thread at a time, and then of the next."""
+"""Connections for large ranges and for listings: each of one thread at a time, and then of the next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ._config import KiB
+from ._config import KiB, MiB
 from ._waiting_connection import WaitingConnection
 from ._wire import LONGEST_IDLE_SECONDS, MOST_ODDITIES, NotUnderstood, is_last, open_socket
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _ODD_SECONDS = 60.0
 _LONGEST_ERROR = 64 * KiB
+_LONGEST_DOCUMENT = 64 * MiB
 
 
 class Connections:
@@ -48,12 +49,13 @@ class Connections:
         """Whether answers have not been odd, again and again: then it is no use to ask in this way for a while."""
         return self._oddities < MOST_ODDITIES or time.monotonic() - self._odd_since > _ODD_SECONDS
 
-    def open(self, origin: str, request: bytes) -> OwnReply:
+    def open(self, origin: str, request: bytes, *, takes_chunks: bool = False) -> OwnReply:
         """Send a request and wait for the head of the answer.
 
         Args:
             origin: Scheme, host and port.
             request: The bytes to send.
+            takes_chunks: Whether the body will be read by `OwnReply.read_body`.
 
         Raises:
             NotUnderstood: The answer is none that is understood here.
@@ -66,12 +68,11 @@ class Connections:
                 opened = open_socket(origin, self._connect_timeout, self._tls)
                 connection = WaitingConnection(opened, self._read_timeout, is_tls=origin.startswith("https:"))
             try:
-                status, headers = connection.ask(request)
+                status, headers = connection.ask(request, takes_chunks=takes_chunks)
             except BaseException as error:
                 connection.close()
                 if isinstance(error, NotUnderstood):
-                    self._oddities += 1
-                    self._odd_since = time.monotonic()
+                    self.note_oddity()
                 elif isinstance(error, OSError) and not (
                     is_new or connection.has_begun or isinstance(error, TimeoutError)
                 ):
@@ -79,6 +80,11 @@ class Connections:
                 raise
             self._oddities = 0
             return OwnReply(self, origin, connection, status, headers)
+
+    def note_oddity(self) -> None:
+        """Take note of an answer that was not understood."""
+        self._oddities += 1
+        self._odd_since = time.monotonic()
 
     def keep(self, origin: str, connection: WaitingConnection, headers: Mapping[str, str]) -> None:
         """Let a connection be used again, if it can be; otherwise close it.
@@ -137,9 +143,28 @@ class OwnReply:
 
     def read_error(self) -> bytes:
         """Read the body of an error, if it is a short one."""
+        try:
+            return self._read_body(_LONGEST_ERROR)
+        except NotUnderstood:
+            return b""
+
+    def read_body(self) -> bytes:
+        """Read all of a body that may come in chunks.
+
+        Raises:
+            NotUnderstood: It is none that is understood here.
+            OSError: The connection broke, or nothing came in time.
+        """
+        try:
+            return self._read_body(_LONGEST_DOCUMENT)
+        except NotUnderstood:
+            self._connections.note_oddity()
+            raise
+
+    def _read_body(self, most: int) -> bytes:
         connection = self._connection
         try:
-            body = connection.read_error(_LONGEST_ERROR) if connection is not None else b""
+            body = connection.read_body(most) if connection is not None else b""
             self.release()
             return body
         finally:

@@ -1,4 +1,4 @@
-"""HTTP by urllib3, which knows all of it: for every write, for listings, through proxies, and for odd answers.
+"""HTTP by urllib3, which knows all of it: for every write, through proxies, and for odd answers.
 
 It carries no more than it is given: no environment variable or config file changes a request.
 """
@@ -167,6 +167,10 @@ class LibraryReply:
 
     def read_error(self) -> bytes:
         """Read the body of an error."""
+        return self.read_body()
+
+    def read_body(self) -> bytes:
+        """Read all of the body."""
         body: bytes = _translated(self._response.read)
         self._response.release_conn()
         return body

@@ -112,4 +112,4 @@ class ListObjectStream:
             query["start-after"] = self._start_after
         runtime = self._client._runtime
         request = Request("GET", self.bucket, query=query, what="LIST")
-        return _Coming(token, runtime.pid, runtime.pool.submit(lambda: runtime.rest.send(request).data))
+        return _Coming(token, runtime.pid, runtime.pool.submit(runtime.rest.read, request))

@@ -1,6 +1,6 @@
 """Sends S3 requests of our own: every write, listings, and large ranges and odd keys.
 
-Large ranges go by connections of our own, everything else by urllib3.
+Large ranges and listings go by connections of our own, everything else by urllib3.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import quote
@@ -74,6 +75,9 @@ class Reply(Answered, Protocol):
     def read_error(self) -> bytes:
         """Read the body of an error, if it is a short one."""
 
+    def read_body(self) -> bytes:
+        """Read all of the body."""
+
     def interrupt(self) -> None:
         """Have a call of `readinto` that waits return or fail at once; for any thread."""
 
@@ -85,6 +89,15 @@ class Reply(Answered, Protocol):
 
 
 A = TypeVar("A", bound=Answered)
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A whole answer; see `Answered`."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class RestClient:
@@ -134,17 +147,49 @@ class RestClient:
         """
 
         def once(address: Address, keys: Credentials | None) -> Reply:
-            target, headers = prepare(request, self._runtime.settings, address, keys)
-            if self._connections.is_understood and self._runtime.network.proxy(address.origin) is None:
-                try:
-                    return self._connections.open(address.origin, get_request(target, address.host, headers))
-                except (NotUnderstood, ValueError) as error:
-                    if isinstance(error, OSError):  # A refused certificate is a ValueError too.
-                        raise
-                    logger.debug("an answer of %s is asked for in another way: %s", address.origin, error)
-            return self._library.open(address.origin, target, headers)
+            return self._get(request, address, keys, lambda reply: reply, takes_chunks=False)
 
         return self._in_attempts(request, once, lambda reply: reply.read_error())
+
+    def read(self, request: Request) -> bytes:
+        """Send a GET and read the body of the answer, which is a document of the store's own and no object.
+
+        Raises:
+            S3Exception: It failed in every attempt.
+        """
+
+        def read_whole(reply: Reply) -> _Document:
+            body = reply.read_error() if reply.status >= 300 else reply.read_body()
+            return _Document(reply.status, reply.headers, body)
+
+        def once(address: Address, keys: Credentials | None) -> _Document:
+            return self._get(request, address, keys, read_whole, takes_chunks=True)
+
+        try:
+            return self._in_attempts(request, once, lambda document: document.body).body
+        except Refused as refused:
+            raise refused.translated() from None
+
+    def _get(
+        self,
+        request: Request,
+        address: Address,
+        keys: Credentials | None,
+        take: Callable[[Reply], A],
+        *,
+        takes_chunks: bool,
+    ) -> A:
+        """Send a GET once, and take the answer: by a connection of our own, or else by the library."""
+        target, headers = prepare(request, self._runtime.settings, address, keys)
+        if self._connections.is_understood and self._runtime.network.proxy(address.origin) is None:
+            try:
+                wire = get_request(target, address.host, headers)
+                return take(self._connections.open(address.origin, wire, takes_chunks=takes_chunks))
+            except (NotUnderstood, ValueError) as error:
+                if isinstance(error, OSError):  # A refused certificate is a ValueError too.
+                    raise
+                logger.debug("an answer of %s is asked for in another way: %s", address.origin, error)
+        return take(self._library.open(address.origin, target, headers))
 
     def _in_attempts(
         self,

@@ -9,15 +9,15 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._config import GiB
+from ._config import GiB, KiB
 from ._wire import (
     HEAD_END,
     USUAL_HEAD,
+    Chunks,
     NotUnderstood,
     body_length,
     check_begun_head,
     is_chunked,
-    join_chunks,
     parse_head,
 )
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_USUAL_PIECE = 64 * KiB
 _MOST_AT_ONCE = GiB  # OpenSSL and some systems take no length beyond a C `int`.
 
 
@@ -66,8 +67,12 @@ class WaitingConnection:
         self.left = 0  # Bytes of the body that are still to come.
         self.has_begun = False  # Whether a part of the answer has come.
 
-    def ask(self, request: bytes) -> tuple[int, dict[str, str]]:
+    def ask(self, request: bytes, *, takes_chunks: bool = False) -> tuple[int, dict[str, str]]:
         """Send a request and wait for the head of the answer.
+
+        Args:
+            request: The bytes to send.
+            takes_chunks: Whether `read_body` will read the body, which may then come in chunks; an error's always may.
 
         Returns:
             Status and headers, by their names in lower case.
@@ -81,49 +86,54 @@ class WaitingConnection:
         head = b""
         while (end := head.find(HEAD_END)) < 0:
             check_begun_head(head)
-            head += self._some()
+            head += self._some(USUAL_HEAD)
             self.has_begun = True
         status, headers = parse_head(head[:end])
         rest = head[end + len(HEAD_END) :]
-        self._is_chunked = status >= 300 and is_chunked(headers)
+        self._is_chunked = (takes_chunks or status >= 300) and is_chunked(headers)
         self.left = len(rest) if self._is_chunked else body_length(headers)
         if len(rest) > self.left:
             raise NotUnderstood("more bytes than were announced")
         self._early = memoryview(rest)
         return status, headers
 
-    def read_error(self, most: int) -> bytes:
-        """Read the whole body of an error.
+    def read_body(self, most: int) -> bytes:
+        """Read the whole body.
 
         Args:
-            most: The most bytes to take; of a longer one nothing is read.
+            most: The most bytes to take.
 
         Raises:
+            NotUnderstood: It is longer, or not in chunks as it should be; the connection is of no more use.
             OSError: The connection broke, or nothing came in time.
         """
         if self._is_chunked:
-            came = bytes(self._early)
-            self.left = 1  # The connection is not used again: what comes behind the last chunk is not looked at.
-            try:
-                while (body := join_chunks(came)) is None and len(came) <= most:
-                    came += self._some()
-            except NotUnderstood:
-                return b""
-            return body or b""
+            return self._join_chunks(most)
         if self.left > most:
-            return b""
+            raise NotUnderstood("a long body")
         data = bytearray(self.left)
         count = self.readinto(memoryview(data))
         if count < len(data):
-            raise ConnectionError(f"the connection ended after {count} of {len(data)} bytes of an error")
+            raise ConnectionError(f"the connection ended after {count} of {len(data)} bytes of a body")
         return bytes(data)
 
-    def _some(self) -> bytes:
-        scratch = bytearray(USUAL_HEAD)
+    def _join_chunks(self, most: int) -> bytes:
+        self.left = 1  # The connection is not used again unless the end comes.
+        chunks = Chunks()
+        chunks.take(self._early)
+        while not chunks.is_whole:
+            if len(chunks.body) + chunks.rest > most:
+                raise NotUnderstood("a long body")
+            chunks.take(self._some(_USUAL_PIECE))
+        self.left = chunks.rest
+        return bytes(chunks.body)
+
+    def _some(self, most: int) -> bytes:
+        scratch = bytearray(most)
         count = _in_time(self._socket.recv_into, scratch)
         if not count:
             raise ConnectionError("the connection ended")
-        return bytes(scratch[:count])
+        return bytes(memoryview(scratch)[:count])
 
     def readinto(self, place: memoryview) -> int:
         """Fill memory with what comes next of the body.

@@ -143,35 +143,51 @@ def body_length(headers: Mapping[str, str]) -> int:
 
 
 def is_chunked(headers: Mapping[str, str]) -> bool:
-    """Whether the body comes in chunks, as errors of AWS do."""
+    """Whether the body comes in chunks, as errors and listings of AWS do."""
     return headers.get("transfer-encoding", "").lower() == "chunked"
 
 
-def join_chunks(data: bytes) -> bytes | None:
-    """The body that comes in chunks.
+class Chunks:
+    """Puts a body together that comes in chunks.
 
     https://www.rfc-editor.org/rfc/rfc9112#section-7.1
-
-    Args:
-        data: What has come.
-
-    Returns:
-        The whole body; None while more of it is to come.
-
-    Raises:
-        NotUnderstood: These are no chunks.
     """
-    body, position = b"", 0
-    while (end := data.find(b"\r\n", position)) >= 0:
-        length = _CHUNK_LENGTH.match(data, position, end)
-        if length is None:
-            raise NotUnderstood("a chunk without a length")
-        size = int(length[0], 16)
-        if not size:
-            return body
-        body += data[end + 2 : end + 2 + size]
-        position = end + 2 + size + 2
-    return None
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.is_whole = False
+        self._came = bytearray()
+
+    @property
+    def rest(self) -> int:
+        """How many bytes came that are not of the body: of a whole one, behind its end."""
+        return len(self._came)
+
+    def take(self, piece: bytes | memoryview) -> None:
+        """Take what came next.
+
+        Raises:
+            NotUnderstood: These are no chunks.
+        """
+        came = self._came
+        came += piece
+        position = 0
+        while not self.is_whole and (end := came.find(b"\r\n", position)) >= 0:
+            length = _CHUNK_LENGTH.match(came, position, end)
+            if length is None:
+                raise NotUnderstood("a chunk without a length")
+            size = int(length[0], 16)
+            begin = end + 2
+            # Behind the last chunk there may be headers; an empty line ends them.
+            close = came.find(HEAD_END, end) + 2 if not size else begin + size
+            if close < begin or len(came) < close + 2:
+                break
+            if came[close : close + 2] != b"\r\n":
+                raise NotUnderstood("a chunk that is longer than it says")
+            self.body += came[begin : begin + size]
+            self.is_whole = not size
+            position = close + 2
+        del came[:position]
 
 
 def is_last(headers: Mapping[str, str]) -> bool:
