@@ -78,6 +78,26 @@ def test_a_page_that_is_scanned_is_what_a_parser_makes_of_it(names: list[str], i
     assert scanned in (None, _parse_listing(body, "LIST"))
 
 
+FLAT = re.compile(r"<\w+>[^<]*</\w+>")
+OTHERS = ["<ChecksumType>FULL_OBJECT</ChecksumType>", "<Size>8</Size>", "<Owner><ID>x</ID></Owner>"]
+
+
+@given(st.data(), st.integers(1, 4), st.booleans())
+def test_cells_in_any_order_are_what_a_parser_makes_of_them(data: st.DataObject, count: int, is_same: bool) -> None:
+    rows, order = [], list[str]()
+    for number in range(count):
+        if not order or not is_same:
+            order = data.draw(
+                st.permutations([*FLAT.findall(row("KEY")), *data.draw(st.lists(st.sampled_from(OTHERS)))])
+            )
+        cells = order if data.draw(st.booleans()) else [cell for cell in order if cell not in OTHERS]
+        rows.append(f"<Contents>{''.join(cells)}</Contents>".replace("KEY", f"key-{number}"))
+    body = listing(rows)
+    assert _scan_listing(body) in (None, _parse_listing(body, "LIST"))
+    is_plain = "<Size>8" not in body.decode()
+    assert _scan_listing(body) is not None or not is_plain
+
+
 @pytest.mark.parametrize(
     "odd",
     [

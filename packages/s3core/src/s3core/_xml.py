@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from urllib.parse import unquote_plus
 
 from ._exceptions import S3Exception
@@ -15,11 +15,13 @@ _TOKEN = re.compile(rb"<NextContinuationToken>([^<]*)</NextContinuationToken>")
 _TRUNCATED = re.compile(rb"<(?:\w+:)?IsTruncated>\s*true\s*<", re.IGNORECASE)  # the whole tag: a key may hold its name
 _COLUMNS = ("Size", "ETag", "LastModified", "StorageClass")
 _CELLS = {tag: re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Key", *_COLUMNS)}
+_TAG = re.compile(r"<(\w+)>")
+_ROW = re.compile(r"<Contents>((?:<\w+>[^<]*</\w+>)+)</Contents>")
 _FOLDERS = re.compile("<CommonPrefixes>\\s*<Prefix>([^<]*)</Prefix>\\s*</CommonPrefixes>")
 _MOST_DIGITS = 19
 _PAGE = re.compile(r"\s*(<\?xml[^>]*\?>)?\s*<ListBucketResult[\s>].*</ListBucketResult>\s*", re.DOTALL)
 # Not `html.unescape`, which knows more names than XML has; the ampersand last, so that nothing is taken twice.
-_ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&amp;": "&"}
+_ENTITIES = {"&lt;": "<", "&gt;": ">", "&apos;": "'", "&amp;": "&"}
 
 
 class Document:
@@ -88,23 +90,52 @@ def _scan_listing(body: bytes) -> _Listing | None:
         text = body.decode()
     except UnicodeDecodeError:
         return None
-    text = text.replace("&quot;", '"')  # Around each ETag; nothing below takes a quotation mark for more than that.
-    # Where text may stand for anything else than itself, or tags have prefixes or attributes, it takes a parser.
-    if any(sign in text for sign in ("<!", "&#", "\r")) or _PAGE.fullmatch(text) is None:
+    # Where text may stand for anything else than itself, or tags have prefixes or attributes, it takes a parser. One
+    # character is looked for first, which is a hundred times as fast as two.
+    if "\r" in text or any(sign[1] in text and sign in text for sign in ("<!", "&#")) or _PAGE.fullmatch(text) is None:
         return None
-    keys, *columns = (_CELLS[tag].findall(text) for tag in ("Key", *_COLUMNS))
-    prefixes = _FOLDERS.findall(text)
-    counts = len(keys), len(prefixes)
-    if any(
-        (text.count(f"<{tag}"), text.count(f"{tag}>")) != (count, 2 * count)
-        for tag, count in zip(("Contents", "CommonPrefixes"), counts, strict=True)
-    ) or any(len(column) != len(keys) for column in columns):
+    count = text.count("<Contents")
+    keys, *columns = _scan_rows(text, count) or [_CELLS[tag].findall(text) for tag in _CELLS]
+    if text.count("Contents>") != 2 * count or any(len(column) != count for column in (keys, *columns)):
         return None
-    if "&" in text:
-        keys, prefixes, *columns = (
-            [_plain(cell) if "&" in cell else cell for cell in column] for column in (keys, prefixes, *columns)
-        )
+    prefixes: list[str] = []
+    if "CommonPrefixes" in text:
+        prefixes = _FOLDERS.findall(text)
+        if (text.count("<CommonPrefixes"), text.count("CommonPrefixes>")) != (len(prefixes), 2 * len(prefixes)):
+            return None
+    keys, prefixes, *columns = map(_unescape, (keys, prefixes, *columns))
     return keys, columns, prefixes, "url" if "<EncodingType>url</EncodingType>" in text else None
+
+
+def _scan_rows(text: str, count: int) -> list[list[str]] | None:
+    """The columns of a page of so many rows that have the cells in the same order; None where they are others."""
+    first = _ROW.search(text)
+    pattern = first and _row_pattern(tuple(_TAG.findall(first[1])))
+    if not pattern:
+        return None
+    rows = pattern[0].findall(text)
+    if len(rows) != count:
+        return None
+    by_place = list(zip(*rows, strict=True))
+    return [list(by_place[place]) for place in pattern[1]]
+
+
+@lru_cache(maxsize=16)
+def _row_pattern(tags: tuple[str, ...]) -> tuple[re.Pattern[str], list[int]] | None:
+    """What finds a row whose cells come in this order, others in between or not, and where the columns are in it."""
+    wanted = [tag for tag in tags if tag in _CELLS]
+    if sorted(wanted) != sorted(_CELLS):
+        return None
+    other = rf"(?:<(?!(?:{'|'.join(wanted)})>)\w+>[^<]*</\w+>)*?"
+    cells = other.join(_CELLS[tag].pattern for tag in wanted)
+    return re.compile(f"<Contents>{other}{cells}{other}</Contents>"), [wanted.index(tag) for tag in _CELLS]
+
+
+def _unescape(cells: list[str]) -> list[str]:
+    if "&" not in "".join(cells):
+        return cells
+    cells = [cell.replace("&quot;", '"') for cell in cells]  # All that there is, around each ETag, as a rule.
+    return [_plain(cell) if "&" in cell else cell for cell in cells]
 
 
 def _plain(cell: str) -> str:

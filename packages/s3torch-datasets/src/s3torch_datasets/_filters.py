@@ -49,6 +49,12 @@ class ObjectFilter:
         if self.glob is not None:
             object.__setattr__(self, "_pattern", re.compile(fnmatch.translate(self.glob)))
 
+    @property
+    def has_no_condition(self) -> bool:
+        """Whether it accepts all that are neither directory markers nor archived."""
+        conditions = self.suffix, self.glob, self.min_size, self.max_size, self.predicate
+        return all(condition is None for condition in conditions)
+
     def accepts_key(self, key: str) -> bool:
         """Whether the key meets the conditions on keys."""
         if self.suffix is not None and not key.endswith(self.suffix):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from s3core import ListObjectResult
-from s3torch_datasets._filters import ObjectFilter, is_archived, is_directory_marker
+from s3torch_datasets._filters import ARCHIVED_STORAGE_CLASSES, ObjectFilter, is_archived, is_directory_marker
 from s3torch_datasets._index import IndexBuilder
 
 
@@ -36,10 +38,12 @@ class PageSelector:
         self.markers += other.markers
         self.archived += other.archived
 
-    def _select(self, page: ListObjectResult, first: int, last: int) -> list[int]:
+    def _select(self, page: ListObjectResult, first: int, last: int) -> Sequence[int]:
         accepts = self._filter
-        rows = []
         keys, sizes, storage_classes = page.keys, page.sizes, page.storage_classes
+        if accepts.has_no_condition and 0 not in sizes and ARCHIVED_STORAGE_CLASSES.isdisjoint(storage_classes):
+            return range(first, last)
+        rows = []
         for row in range(first, last):
             key, size = keys[row], sizes[row]
             if not accepts.accepts_key(key) or not accepts.accepts_size(size):
