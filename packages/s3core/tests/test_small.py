@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3core import NoSuchKeyError, ObjectChangedError, ObjectInfo, S3Client, S3ClientConfig, S3Exception, ThrottledError
+from s3core._connection import Connection, Reply, connect
+from s3core._exchanges import Exchanges
 from s3core._outcome import Outcome
-from s3core._wire import NotUnderstood, parse_head
+from s3core._pool import Pool
+from s3core._wire import NotUnderstood, get_request, parse_head
 from servers import CountingServer, wait_until
 from servers._script import BODY, GOOD, ODD, WELL, Script
 from servers._seaweedfs import start_seaweedfs
@@ -298,6 +302,61 @@ def test_where_no_thread_can_be_started_there_is_an_error(
         with pytest.raises(RuntimeError, match="new thread"):
             read(client, counting_server.bucket, "1000")
     assert read(client, counting_server.bucket, "1000") == BODIES["1000"]
+
+
+class Ask:
+    """An exchange whose connection may take its time."""
+
+    is_wanted = True
+
+    def __init__(self, origin: str, may_connect: threading.Event) -> None:
+        self.origin = origin
+        self.replies: list[Reply] = []
+        self.failures = 0
+        self._may_connect = may_connect
+
+    def connect(self) -> Connection:
+        assert self._may_connect.wait(60)
+        return connect(self.origin, 5, ssl.create_default_context)
+
+    def request(self) -> bytes:
+        return get_request("/bucket/key", "localhost", {})
+
+    def on_reply(self, reply: Reply) -> None:
+        self.replies.append(reply)
+
+    def on_failure(self, attempts: int) -> None:
+        self.failures += 1
+
+
+def test_a_connection_that_takes_its_time_holds_nothing_up(start_script: Callable[..., Script]) -> None:
+    script = start_script()
+    exchanges = Exchanges(Pool(8), 8, 5)
+    at_once, never = threading.Event(), threading.Event()
+    at_once.set()
+    slow = [Ask(script.endpoint, never) for _ in range(3)]
+    for ask in slow:
+        exchanges.submit(ask)
+    quick = Ask(script.endpoint, at_once)
+    exchanges.submit(quick)
+    wait_until(lambda: all(ask.replies for ask in [*slow, quick]))
+    assert [ask.replies[0].body for ask in slow] == [BODY] * 3
+    assert script.connections == 1
+    never.set()
+    wait_until(lambda: script.connections == 4)
+    assert not any(ask.failures for ask in [*slow, quick])
+
+
+def test_a_connection_that_cannot_be_opened_fails_one_exchange_each(start_script: Callable[..., Script]) -> None:
+    origin = start_script().endpoint
+    exchanges = Exchanges(Pool(8), 100, 5)
+    at_once = threading.Event()
+    at_once.set()
+    asks = [Ask("http://127.0.0.1:1", at_once) for _ in range(80)] + [Ask(origin, at_once) for _ in range(80)]
+    for ask in asks:
+        exchanges.submit(ask)
+    wait_until(lambda: all(ask.failures + len(ask.replies) == 1 for ask in asks))
+    assert [bool(ask.replies) for ask in asks] == [False] * 80 + [True] * 80
 
 
 def test_ctrl_c_while_waiting_does_not_stop_the_thread() -> None:

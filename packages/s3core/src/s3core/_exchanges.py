@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("s3core")
 
 _SWEEP_SECONDS = 1.0
+# Connections that are opened at the same time. A store that answers at once needs few, for what they have carried out
+# makes room for the next; where an answer takes longer, all that there may be are open after four times.
+_MOST_OPENING = 32
 _READ = 1  # `selectors.EVENT_READ`, which is not imported before it is needed.
 
 
@@ -141,7 +144,9 @@ class _Watcher:
         self._lines: set[_Line] = set()
         self._idle: dict[str, list[_Line]] = {}
         self._waiting: deque[Exchange] = deque()
-        self._active: set[Exchange] = set()  # On their way, or waiting for a connection that is being opened.
+        self._active: set[Exchange] = set()  # On their way, or `_unsent`.
+        self._unsent: dict[str, deque[Exchange]] = {}  # Waiting for a connection, whichever is free first; by origin.
+        self._opening: dict[str, int] = {}  # How many are being opened; none only where nothing is unsent.
         self._swept = 0.0
 
     def start(self) -> None:
@@ -261,11 +266,9 @@ class _Watcher:
             line = self._take_idle(exchange.origin)
             if line is not None:
                 self._send(line, exchange)
-                continue
-            try:
-                self._pool.submit(self._open, exchange)
-            except Exception:  # No thread can be started.
-                self._fail(exchange, 0)
+            else:
+                self._unsent.setdefault(exchange.origin, deque()).append(exchange)
+                self._open_more(exchange.origin)
 
     def _take_idle(self, origin: str) -> _Line | None:
         oldest = time.monotonic() - LONGEST_IDLE_SECONDS
@@ -292,28 +295,56 @@ class _Watcher:
         except Exception:  # Whoever asks again by the other way hears the reason there.
             self._drop(line, 0)
 
+    def _open_more(self, origin: str) -> None:
+        """Have connections opened, where more is unsent than are being opened."""
+        unsent = self._unsent[origin]
+        while self._opening.get(origin, 0) < min(len(unsent), _MOST_OPENING):
+            try:
+                self._pool.submit(self._open, unsent[-1])
+            except Exception:  # No thread can be started.
+                self._fail(unsent.popleft(), 0)
+            else:
+                self._opening[origin] = self._opening.get(origin, 0) + 1
+
     def _open(self, exchange: Exchange) -> None:
-        """Open a connection for an exchange; in a thread of the pool."""
+        """Open a connection as an exchange would have it; in a thread of the pool."""
         connection = None
         try:
             connection = exchange.connect()
         except Exception as error:
             logger.debug("no connection to %s: %s", exchange.origin, error)
         finally:
-            self.tell(partial(self._opened, exchange, connection))
+            self.tell(partial(self._opened, exchange.origin, connection))
 
-    def _opened(self, exchange: Exchange, connection: Connection | None) -> None:
-        if connection is None or self._is_over:
+    def _opened(self, origin: str, connection: Connection | None) -> None:
+        if self._is_over:
             if connection is not None:
                 connection.close()
-            self._fail(exchange, 0)
-        else:
-            line = _Line(connection, exchange.origin, None, 0.0)
+            return
+        self._opening[origin] -= 1
+        if connection is not None:
+            line = _Line(connection, origin, None, time.monotonic())
             self._lines.add(line)
             self._selector.register(connection, _READ, line)
-            self._send(line, exchange)
-        if not self._is_over:
-            self._advance()
+            self._go_on(line)
+        elif self._unsent[origin]:  # Whoever asks by the other way hears the reason there.
+            self._fail(self._unsent[origin].popleft(), 0)
+        self._open_more(origin)
+        self._advance()
+
+    def _go_on(self, line: _Line) -> None:
+        """Use a connection that is free for what waits for one; else keep it."""
+        unsent = self._unsent[line.origin]
+        while unsent:
+            if line.is_used and not self._is_quiet(line):
+                self._drop(line, 0)
+                return
+            exchange = unsent.popleft()
+            if exchange.is_wanted:
+                self._send(line, exchange)
+                return
+            self._fail(exchange, 0)
+        self._idle.setdefault(line.origin, []).append(line)
 
     def _serve(self, line: _Line) -> None:
         """Take what has come on a connection."""
@@ -347,7 +378,7 @@ class _Watcher:
             self._drop(line, 0)
         else:
             line.is_used = True
-            self._idle.setdefault(line.origin, []).append(line)
+            self._go_on(line)
 
     def _drop(self, line: _Line, attempts: int) -> None:
         """Close a connection; what was on its way has failed."""
