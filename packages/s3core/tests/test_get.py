@@ -386,6 +386,7 @@ def test_a_read_that_failed_once_leaves_the_stream_where_it_was(
         with pytest.raises(PermissionError):
             stream.read_all() if way == "read_all" else stream.read_into(bytearray(len(DATA)))
         assert stream.tell() == len(came)
+        assert used(client) == 0
         counting_server.faults_clear()
         rest = bytearray(len(DATA) - len(came))
         if way == "read_all":

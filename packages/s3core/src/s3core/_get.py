@@ -197,9 +197,7 @@ class GetObjectStream:
         destination = Destination.of_buffer(buffer)
         try:
             with self._all_or_nothing():
-                filled = self._drain_into(destination, 0)
-                if filled < destination.size:
-                    filled += self._fill(destination, filled)
+                filled = self._read_into(destination)
         except Exception:
             destination.release()
             raise
@@ -233,9 +231,7 @@ class GetObjectStream:
             return whole
         destination, data = Destination.of_new_bytes(size)
         with self._all_or_nothing():
-            filled = self._drain_into(destination, 0)
-            if filled < size:
-                self._fill(destination, filled)
+            self._read_into(destination)
         return data
 
     def close(self) -> None:
@@ -502,6 +498,28 @@ class GetObjectStream:
     def _drop_first(self) -> None:
         self._runtime.budget.give_back(self._parts[0].charge)
         self._parts.popleft()  # Not before: after Ctrl-C it is given back again, which does no harm.
+
+    def _read_into(self, destination: Destination) -> int:
+        """Fill the destination from what was read ahead, and with what comes behind that at the same time."""
+        ahead = behind = 0
+        if self._parts:
+            ahead = min(self._planned, self._end()) - self._position
+            behind = max(0, min(destination.size, self._end() - self._position) - ahead)
+        if behind:
+            begin, etag = self._position + ahead, self._confirmed().etag
+            try:
+                fill_range(self._runtime, self._target, begin, begin + behind, destination, ahead, etag)
+            except BaseException:
+                self._start_over()
+                raise
+        filled = self._drain_into(destination, 0)
+        if not behind:
+            return filled + (self._fill(destination, filled) if filled < destination.size else 0)
+        if filled != ahead:  # The same ETag with another size.
+            raise changed_error(self._target)
+        self._position += behind
+        self._planned = self._position
+        return filled + behind
 
     def _drain_into(self, destination: Destination, filled: int) -> int:
         """Copy what was read ahead."""
