@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3core import NoSuchKeyError, S3Client, S3ClientConfig, S3ConnectionError, S3Exception, S3TimeoutError
-from s3core._wire import Chunks
+from s3core._wire import Chunks, NotUnderstood
 from servers import CountingServer, wait_until
 from servers._script import BODY, GOOD, ODD, WELL, Script
 from servers._seaweedfs import start_seaweedfs
@@ -339,6 +339,26 @@ def test_a_listing_that_breaks_once_is_asked_for_again(
     (page,) = client_of(script).list_objects("bucket")
     assert page.keys == KEYS
     assert script.requests == 2
+
+
+def test_odd_listings_say_nothing_of_ranges(start_script: Callable[..., Script]) -> None:
+    script = start_script(*[[FOUND + b"\r\n" + LISTING]] * 30)
+    client = client_of(script)
+    for _ in range(12):
+        (page,) = client.list_objects("bucket")
+        assert page.keys == KEYS
+    assert script.requests < 24  # After some it is asked for in the other way at once.
+    script.answers = []
+    before = script.requests
+    assert client.get_object("bucket", ODD_KEY).read_all() == BODY
+    assert script.requests == before + 1
+    assert client._runtime.rest._connections.is_understood
+
+
+@pytest.mark.parametrize("length", [b"", b"0x5", b"5g", b"-5", b" 5", b"0000000000000005", b"5 5"])
+def test_a_chunk_of_an_odd_length_is_refused(length: bytes) -> None:
+    with pytest.raises(NotUnderstood):
+        Chunks().take(length + b"\r\nabcde\r\n0\r\n\r\n")
 
 
 def test_a_store_that_was_not_understood_is_tried_again_later(start_script: Callable[..., Script]) -> None:

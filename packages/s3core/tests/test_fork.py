@@ -348,6 +348,34 @@ def test_a_child_of_a_with_block_that_exits_leaves_the_parents_upload_alone(run:
     )
 
 
+@pytest.mark.parametrize("way", ["del stream", "stream.close()"])
+def test_a_child_that_drops_a_stream_does_not_end_the_parents_transfers(
+    counting_server: CountingServer, run_program: Callable[..., str], way: str
+) -> None:
+    counting_server.put("data", DATA)
+    counting_server.fault(operation="GetObject", pace_bytes_per_second=2 * MiB)
+    run_program(
+        f"""
+        import time
+        client = make_client(max_attempts=1)
+        info = client.head_object(bucket, "data")
+        stream = client.get_object(bucket, "data", object_info=info, etag=info.etag)
+        stream.prefetch()
+        stream._wait(stream._answer)
+        time.sleep(0.1)
+        pid = os.fork()
+        if pid == 0:
+            {way}
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert len(stream.read_all()) == info.size
+        """,
+        counting_server,
+        counting_server.bucket,
+    )
+    assert len([one for one in counting_server.requests if one.operation == "GetObject"]) == 6
+
+
 def test_a_child_starts_from_its_parents_credentials(
     counting_server: CountingServer, run_program: Callable[..., str]
 ) -> None:

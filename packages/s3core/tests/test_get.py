@@ -171,7 +171,11 @@ def test_what_is_fetched_ahead_of_a_known_version_comes_in_ranges_at_once(
         counting_server.wait_for_requests(count, operation="GetObject")
         assert used(client) == size
         counting_server.release()
-        assert stream.read_all() == DATA[:size]
+        assert stream._parts[0].place is not None
+        whole = stream._parts[0].place.obj
+        data = stream.read_all()
+        assert data == DATA[:size]
+        assert data is whole  # No copy of it was made.
     ranges = [request.headers["range"].removeprefix("bytes=").split("-") for request in counting_server.requests]
     lengths = [int(last) - int(first) + 1 for first, last in ranges]
     assert sum(lengths) == size
@@ -227,6 +231,13 @@ def test_a_range_ahead_that_failed_once_is_asked_for_again(
         assert came == DATA[:PART]
         assert len([request for request in counting_server.requests if request.status == 403]) == 1
     assert used(client) == 0
+
+
+def test_the_end_of_a_range_is_not_taken_for_the_size(counting_server: CountingServer, client: S3Client) -> None:
+    etag = counting_server.put("key", b"abc")
+    with client.get_object(counting_server.bucket, "key", end=PART, etag=etag) as stream:
+        assert stream.read_all() == b"abc"
+    assert len(counting_server.requests) == 1
 
 
 def test_a_wrong_size_of_the_right_version_is_only_a_hint(counting_server: CountingServer, client: S3Client) -> None:

@@ -232,9 +232,11 @@ def test_all_iterators_of_a_process_share_the_budget(
     assert [len(list(iterator)) for iterator in iterators] == [19] * 4
 
 
+@pytest.mark.parametrize(("memory_mib", "least", "most"), [(1024, 100, 128), (36, 2, 6)])
 def test_objects_of_unknown_size_are_taken_to_be_like_those_before(
-    fill: Fill, counting_server: CountingServer, config: S3ClientConfig
+    fill: Fill, counting_server: CountingServer, config: S3ClientConfig, memory_mib: int, least: int, most: int
 ) -> None:
+    config = replace(config, memory_limit=memory_mib * 2**20)
     fill(300, size=1000)
     counting_server.shape(latency_seconds=0.2)
     uris = [f"s3://{counting_server.bucket}/data/{number:05}" for number in range(300)]
@@ -245,7 +247,7 @@ def test_objects_of_unknown_size_are_taken_to_be_like_those_before(
         assert len(list(dataset)) == 300
     finally:
         counting_server.shape()
-    assert counting_server.counters()["most_in_flight"] > 100
+    assert least <= counting_server.counters()["most_in_flight"] <= most
 
 
 def test_an_iterator_that_is_dropped_stops_what_is_on_its_way(

@@ -23,6 +23,7 @@ etags = st.one_of(
     digests.map('"{}"'.format),
     st.tuples(digests, st.integers(1, 10_000)).map(lambda both: f'"{both[0]}-{both[1]}"'),
     st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20),
+    st.sampled_from(['"0123456789abcdef', '0123456789abcdef"']),  # Together they are one.
 )
 keys = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=30)
 objects = st.builds(

@@ -15,6 +15,12 @@ def test_bytes_that_were_given_back_can_be_taken_again() -> None:
     assert budget.used_bytes == 10
 
 
+def test_one_object_of_any_size_may_come_ahead() -> None:
+    budget = ByteBudget()
+    assert budget.try_take(11, 10)
+    assert not budget.try_take(1, 10)
+
+
 def test_a_destructor_gives_bytes_back_while_its_thread_takes_some() -> None:
     budget = ByteBudget()
     assert budget.try_take(6, 10)

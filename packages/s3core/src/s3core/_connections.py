@@ -78,7 +78,6 @@ class Connections:
                 ):
                     continue  # The store had ended it while it was idle.
                 raise
-            self._oddities = 0
             return OwnReply(self, origin, connection, status, headers)
 
     def note_oddity(self) -> None:
@@ -87,13 +86,14 @@ class Connections:
         self._odd_since = time.monotonic()
 
     def keep(self, origin: str, connection: WaitingConnection, headers: Mapping[str, str]) -> None:
-        """Let a connection be used again, if it can be; otherwise close it.
+        """Let a connection whose answer was read be used again, if it can be; otherwise close it.
 
         Args:
             origin: Where it leads.
             connection: It.
             headers: Those of its last answer.
         """
+        self._oddities = 0
         idle = self._idle.setdefault(origin, deque())
         with suppress(IndexError):  # Two threads may close one each of the oldest, or a younger one at worst.
             while idle[0][0] < time.monotonic() - LONGEST_IDLE_SECONDS:

@@ -327,18 +327,25 @@ class _Watcher:
             self._lines.add(line)
             self._selector.register(connection, _READ, line)
             self._go_on(line)
-        elif self._unsent[origin]:  # Whoever asks by the other way hears the reason there.
-            self._fail(self._unsent[origin].popleft(), 0)
+        else:
+            self._give_up(origin)
         self._open_more(origin)
         self._advance()
+
+    def _give_up(self, origin: str) -> None:
+        """Fail what could not be sent; whoever asks by the other way hears the reason there."""
+        unsent = self._unsent[origin]
+        is_reached = any(line.origin == origin for line in self._lines)
+        for _ in range(min(1, len(unsent)) if is_reached else len(unsent)):
+            self._fail(unsent.popleft(), 0)
 
     def _go_on(self, line: _Line) -> None:
         """Use a connection that is free for what waits for one; else keep it."""
         unsent = self._unsent[line.origin]
+        if unsent and line.is_used and not self._is_quiet(line):
+            self._drop(line, 0)
+            return
         while unsent:
-            if line.is_used and not self._is_quiet(line):
-                self._drop(line, 0)
-                return
             exchange = unsent.popleft()
             if exchange.is_wanted:
                 self._send(line, exchange)

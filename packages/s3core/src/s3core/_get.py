@@ -153,10 +153,10 @@ class GetObjectStream:
         remaining = self._hinted_remaining()
         part_size = self._runtime.config.part_size
         size = part_size if remaining is None else min(part_size, remaining)
-        if remaining is None or self._etag is None or size <= SMALL_RANGE:
-            self._submit_first(size)
-        else:
+        if self._hint is not None and self._etag is not None and size > SMALL_RANGE:
             self._submit_in_place(size)
+        else:
+            self._submit_first(size)
 
     def __iter__(self) -> Self:
         return self
@@ -218,10 +218,6 @@ class GetObjectStream:
             self.prefetch()
         end = self._end()
         size = max(0, end - self._position)
-        if self._rest is None and len(self._parts) == 1 and self._parts[0].end >= end:
-            data = self._next_part()
-            self._position += len(data)
-            return data if isinstance(data, bytes) else bytes(memoryview(data))
         if (whole := self._bytes_on_their_way(size)) is not None:
             with self._all_or_nothing():
                 while self._parts:
@@ -229,6 +225,10 @@ class GetObjectStream:
                 if self._position != end:  # The same ETag with another size.
                     raise changed_error(self._target)
             return whole
+        if self._rest is None and len(self._parts) == 1 and self._parts[0].end >= end:
+            data = self._next_part()
+            self._position += len(data)
+            return data if isinstance(data, bytes) else bytes(memoryview(data))
         destination, data = Destination.of_new_bytes(size)
         with self._all_or_nothing():
             self._read_into(destination)
@@ -239,9 +239,9 @@ class GetObjectStream:
         if self._closed and not self._parts:
             return
         self._closed = True
-        self._wish.end()
         self._rest = None
-        if self._runtime.pid == os.getpid():
+        if self._runtime.pid == os.getpid():  # A child must not shut down connections, which are its parent's too.
+            self._wish.end()
             self._drop_parts()
 
     def __enter__(self) -> Self:
@@ -306,8 +306,9 @@ class GetObjectStream:
     @property
     def _answered(self) -> ObjectInfo | None:
         """What the first answer says, if it has come."""
-        is_there = self._answer is not None and self._answer.done() and self._answer.exception() is None
-        return self._answer.result() if self._answer is not None and is_there else None
+        if self._answer is None or not self._answer.done() or self._answer.exception() is not None:
+            return None
+        return self._answer.result()
 
     def _hinted_remaining(self) -> int | None:
         """How many bytes are left, as far as is known before the first answer; at least 1, since a request must ask."""
@@ -340,8 +341,6 @@ class GetObjectStream:
         It is made here and not in the threads that fill it: the C library keeps apart for each thread what that thread
         allocated, and so would hold as much memory again for each of them.
         """
-        if self._parts:
-            self._start_over()  # As in `_submit_first`.
         destination, data = Destination.of_new_bytes(size)
         for low, high in split_evenly(size, AHEAD_RANGE):
             answer: Outcome[ObjectInfo] | None = Outcome() if low == 0 else None

@@ -111,7 +111,10 @@ class RestClient:
         self._runtime = runtime
         config, network = runtime.config, runtime.network
         self._library = Library(runtime.settings, network.proxy)
-        self._connections = Connections(config.concurrency, config.connect_timeout, config.read_timeout, network.tls)
+        # Apart from each other, since a store may answer the one in an odd way and the other not.
+        self._connections, self._document_connections = (
+            Connections(config.concurrency, config.connect_timeout, config.read_timeout, network.tls) for _ in range(2)
+        )
 
     def send(self, request: Request) -> urllib3.BaseHTTPResponse:
         """Send a request, read the answer, and translate an error.
@@ -147,7 +150,7 @@ class RestClient:
         """
 
         def once(address: Address, keys: Credentials | None) -> Reply:
-            return self._get(request, address, keys, lambda reply: reply, takes_chunks=False)
+            return self._get(request, address, keys, lambda reply: reply, self._connections)
 
         return self._in_attempts(request, once, lambda reply: reply.read_error())
 
@@ -163,7 +166,7 @@ class RestClient:
             return _Document(reply.status, reply.headers, body)
 
         def once(address: Address, keys: Credentials | None) -> _Document:
-            return self._get(request, address, keys, read_whole, takes_chunks=True)
+            return self._get(request, address, keys, read_whole, self._document_connections)
 
         try:
             return self._in_attempts(request, once, lambda document: document.body).body
@@ -176,15 +179,15 @@ class RestClient:
         address: Address,
         keys: Credentials | None,
         take: Callable[[Reply], A],
-        *,
-        takes_chunks: bool,
+        connections: Connections,
     ) -> A:
         """Send a GET once, and take the answer: by a connection of our own, or else by the library."""
         target, headers = prepare(request, self._runtime.settings, address, keys)
-        if self._connections.is_understood and self._runtime.network.proxy(address.origin) is None:
+        if connections.is_understood and self._runtime.network.proxy(address.origin) is None:
             try:
                 wire = get_request(target, address.host, headers)
-                return take(self._connections.open(address.origin, wire, takes_chunks=takes_chunks))
+                is_document = connections is self._document_connections
+                return take(connections.open(address.origin, wire, takes_chunks=is_document))
             except (NotUnderstood, ValueError) as error:
                 if isinstance(error, OSError):  # A refused certificate is a ValueError too.
                     raise

@@ -31,7 +31,7 @@ _HEADER = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\r\n]*+)(?=\
 # Others may come several times, as some stores' `Vary` does.
 _SINGLE = frozenset({"connection", "content-length", "content-range", "etag", "transfer-encoding"})
 _LENGTH = re.compile(r"[0-9]{1,15}")
-_CHUNK_LENGTH = re.compile(rb"[0-9A-Fa-f]{1,12}")
+_CHUNK_LENGTH = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;|\Z)")
 
 
 class NotUnderstood(Exception):
@@ -176,7 +176,7 @@ class Chunks:
             length = _CHUNK_LENGTH.match(came, position, end)
             if length is None:
                 raise NotUnderstood("a chunk without a length")
-            size = int(length[0], 16)
+            size = int(length[1], 16)
             begin = end + 2
             # Behind the last chunk there may be headers; an empty line ends them.
             close = came.find(HEAD_END, end) + 2 if not size else begin + size

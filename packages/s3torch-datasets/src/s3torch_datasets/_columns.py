@@ -126,7 +126,9 @@ class EtagColumnBuilder:
 
     def _pack(self, etags: Sequence[str | None]) -> bool:
         """Adds the rows as digests, or none of them when one has another form."""
-        if all(etags) and _MD5_ETAGS.fullmatch(joined := "".join(etags)):  # type: ignore[arg-type]  # none is None
+        texts = [etag for etag in etags if etag]
+        lengths = set(map(len, texts))  # Each of them is whole, and not only all of them together.
+        if len(texts) == len(etags) and lengths <= {34} and _MD5_ETAGS.fullmatch(joined := "".join(texts)):
             self._digests += bytes.fromhex(joined.replace('"', ""))
             self._parts.frombytes(bytes(self._parts.itemsize * len(etags)))
             return True

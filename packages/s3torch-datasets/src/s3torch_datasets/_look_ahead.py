@@ -29,12 +29,12 @@ class ByteBudget:
             return self._used
 
     def try_take(self, size_bytes: int, limit_bytes: int) -> bool:
-        """Takes bytes where the limit allows it, and says whether it did."""
+        """Takes bytes where the limit allows it, or nothing else is taken, and says whether it did."""
         if self._forks != ForkCount.now:
             self.__init__()  # type: ignore[misc]  # the lock and the sum are the parent's
         with self._lock:
             self._settle()
-            if self._used + size_bytes > limit_bytes:
+            if self._used and self._used + size_bytes > limit_bytes:
                 return False
             self._used += size_bytes
             return True
@@ -57,6 +57,10 @@ PROCESS_BUDGET = ByteBudget()
 
 # Objects of unknown size are not fetched in several ranges at once: more of them have to be on their way.
 _UNKNOWN_SIZES_FACTOR = 3
+# Each counts for so much of a part at least: when all of them prove to be longer than a part, they hold about what the
+# client may hold.
+_LEAST_SHARE = 12
+_WEIGHT_OF_THE_LAST = 1 / 8
 
 
 class LookAhead:
@@ -93,7 +97,7 @@ class LookAhead:
         self._coming: deque[tuple[int, ObjectSource, int]] = deque()  # numbers behind the current one's, without gaps
         self._number = -1
         self._current: ObjectSource | None = None
-        self._read_count = self._read_bytes = 0  # Of the objects that were handed out and opened.
+        self._usual_size: float | None = None  # Of the objects that were handed out and opened last.
         self._armed = False
         self._forks = ForkCount.now
 
@@ -139,8 +143,8 @@ class LookAhead:
     def _learn_from(self, source: ObjectSource) -> None:
         size = source.known_size_bytes
         if size is not None:
-            self._read_count += 1
-            self._read_bytes += size
+            usual = size if self._usual_size is None else self._usual_size
+            self._usual_size = usual + _WEIGHT_OF_THE_LAST * (size - usual)
 
     def _fill(self) -> None:
         while len(self._coming) < self._max_coming:
@@ -150,7 +154,8 @@ class LookAhead:
                 return
             size, limit = source.known_size_bytes, self._max_bytes
             if size is None:
-                size = self._read_bytes // self._read_count if self._read_count else self._part_size
+                usual = self._part_size if self._usual_size is None else int(self._usual_size)
+                size = max(usual, self._part_size // _LEAST_SHARE)
                 limit *= _UNKNOWN_SIZES_FACTOR
             size = min(size, self._part_size)
             if not PROCESS_BUDGET.try_take(size, limit):
