@@ -34,7 +34,11 @@ QUICK_NAMES = ("ours",)
 @click.option("--uri", help="Measure in this bucket instead, such as s3://bucket/prefix; data is put there and stays.")
 @click.option("--endpoint", help="The URL of --uri's server, when it is not AWS.")
 @click.option("--region", default="us-east-1", help="The region of --uri's bucket.")
-@click.option("--knob", metavar="FIELD=A,B,...", help="Ours alone, by default and with each value of a client setting.")
+@click.option(
+    "--knob",
+    metavar="FIELD=A,B,...",
+    help="Ours by default and with each value of a client setting, and who else is named by --peer.",
+)
 @click.option("--python", "pythons", multiple=True, metavar="PEER=PATH", help="An interpreter for one peer.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write all numbers."
@@ -76,7 +80,7 @@ def main(
         scale=scale,
         rounds=rounds or (1 if quick else 5),
         settings=(REMOTE,) if remote is not None else settings or default_settings,
-        peers=peers or (_variants(knob) if knob else QUICK_NAMES if quick else NAMES),
+        peers=tuple(dict.fromkeys((*(_variants(knob) if knob else ()), *peers))) or (QUICK_NAMES if quick else NAMES),
         workloads=workloads,
         remote=remote,
         pythons=dict(python.split("=", 1) for python in pythons),
