@@ -29,15 +29,23 @@ class Connections:
         connect_timeout: Seconds to wait for each step of opening one.
         read_timeout: Seconds to wait for the next bytes.
         tls: Says whom to trust.
+        takes_chunks: Whether the bodies will be read by `OwnReply.read_body`, which may then come in chunks.
     """
 
     def __init__(
-        self, most: int, connect_timeout: float, read_timeout: float, tls: Callable[[], ssl.SSLContext]
+        self,
+        most: int,
+        connect_timeout: float,
+        read_timeout: float,
+        tls: Callable[[], ssl.SSLContext],
+        *,
+        takes_chunks: bool = False,
     ) -> None:
         self._most = most
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._tls = tls
+        self._takes_chunks = takes_chunks
         # Since when each is idle; the ones that were used last are taken first. Nothing here waits for a lock.
         self._idle: dict[str, deque[tuple[float, WaitingConnection]]] = {}
         self._oddities = 0  # Answers in a row that were not understood.
@@ -49,13 +57,12 @@ class Connections:
         """Whether answers have not been odd, again and again: then it is no use to ask in this way for a while."""
         return self._oddities < MOST_ODDITIES or time.monotonic() - self._odd_since > _ODD_SECONDS
 
-    def open(self, origin: str, request: bytes, *, takes_chunks: bool = False) -> OwnReply:
+    def open(self, origin: str, request: bytes) -> OwnReply:
         """Send a request and wait for the head of the answer.
 
         Args:
             origin: Scheme, host and port.
             request: The bytes to send.
-            takes_chunks: Whether the body will be read by `OwnReply.read_body`.
 
         Raises:
             NotUnderstood: The answer is none that is understood here.
@@ -68,7 +75,7 @@ class Connections:
                 opened = open_socket(origin, self._connect_timeout, self._tls)
                 connection = WaitingConnection(opened, self._read_timeout, is_tls=origin.startswith("https:"))
             try:
-                status, headers = connection.ask(request, takes_chunks=takes_chunks)
+                status, headers = connection.ask(request, takes_chunks=self._takes_chunks)
             except BaseException as error:
                 connection.close()
                 if isinstance(error, NotUnderstood):

@@ -336,8 +336,10 @@ class _Watcher:
         """Fail what could not be sent; whoever asks by the other way hears the reason there."""
         unsent = self._unsent[origin]
         is_reached = any(line.origin == origin for line in self._lines)
-        for _ in range(min(1, len(unsent)) if is_reached else len(unsent)):
+        while unsent:
             self._fail(unsent.popleft(), 0)
+            if is_reached:
+                return
 
     def _go_on(self, line: _Line) -> None:
         """Use a connection that is free for what waits for one; else keep it."""

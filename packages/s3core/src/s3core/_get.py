@@ -502,8 +502,9 @@ class GetObjectStream:
         """Fill the destination from what was read ahead, and with what comes behind that at the same time."""
         ahead = behind = 0
         if self._parts:
-            ahead = min(self._planned, self._end()) - self._position
-            behind = max(0, min(destination.size, self._end() - self._position) - ahead)
+            end = self._end()
+            ahead = min(self._planned, end) - self._position
+            behind = max(0, min(destination.size, end - self._position) - ahead)
         if behind:
             begin, etag = self._position + ahead, self._confirmed().etag
             try:
@@ -511,7 +512,7 @@ class GetObjectStream:
             except BaseException:
                 self._start_over()
                 raise
-        filled = self._drain_into(destination, 0)
+        filled = self._drain_into(destination)
         if not behind:
             return filled + (self._fill(destination, filled) if filled < destination.size else 0)
         if filled != ahead:  # The same ETag with another size.
@@ -520,8 +521,9 @@ class GetObjectStream:
         self._planned = self._position
         return filled + behind
 
-    def _drain_into(self, destination: Destination, filled: int) -> int:
+    def _drain_into(self, destination: Destination) -> int:
         """Copy what was read ahead."""
+        filled = 0
         while filled < destination.size and (self._rest is not None or self._parts):
             view = self._rest[1] if self._rest is not None else memoryview(self._next_part()).cast("B")
             count = min(len(view), destination.size - filled)

@@ -111,10 +111,9 @@ class RestClient:
         self._runtime = runtime
         config, network = runtime.config, runtime.network
         self._library = Library(runtime.settings, network.proxy)
+        connections = partial(Connections, config.concurrency, config.connect_timeout, config.read_timeout, network.tls)
         # Apart from each other, since a store may answer the one in an odd way and the other not.
-        self._connections, self._document_connections = (
-            Connections(config.concurrency, config.connect_timeout, config.read_timeout, network.tls) for _ in range(2)
-        )
+        self._connections, self._document_connections = connections(), connections(takes_chunks=True)
 
     def send(self, request: Request) -> urllib3.BaseHTTPResponse:
         """Send a request, read the answer, and translate an error.
@@ -186,8 +185,7 @@ class RestClient:
         if connections.is_understood and self._runtime.network.proxy(address.origin) is None:
             try:
                 wire = get_request(target, address.host, headers)
-                is_document = connections is self._document_connections
-                return take(connections.open(address.origin, wire, takes_chunks=is_document))
+                return take(connections.open(address.origin, wire))
             except (NotUnderstood, ValueError) as error:
                 if isinstance(error, OSError):  # A refused certificate is a ValueError too.
                     raise

@@ -55,11 +55,14 @@ class ByteBudget:
 
 PROCESS_BUDGET = ByteBudget()
 
+# Of the client's memory limit: 28 MiB by default, with which objects of 5 MB came at 680 MB/s, and at 1,280 with 64 MiB
+# (at 30 ms and 90 MB/s per connection).
+_SHARE = 36
 # Objects of unknown size are not fetched in several ranges at once: more of them have to be on their way.
 _UNKNOWN_SIZES_FACTOR = 3
 # Each counts for so much of a part at least: when all of them prove to be longer than a part, they hold about what the
 # client may hold.
-_LEAST_SHARE = 12
+_LEAST_SHARE = _SHARE // _UNKNOWN_SIZES_FACTOR
 _WEIGHT_OF_THE_LAST = 1 / 8
 
 
@@ -74,8 +77,8 @@ class LookAhead:
     Args:
         get_source: Returns the object of a number; None behind the last one.
         max_objects: Most objects on their way or waiting, the current one included.
-        max_bytes: Bound of the bytes of all look-aheads in this process; three times as much where sizes are not known
-            and are taken to be like those of the objects before.
+        memory_limit_bytes: What the client may hold. A 36th of it bounds all look-aheads in this process; three times
+            as much where sizes are not known and are taken to be like those of the objects before.
         part_size_bytes: What is fetched ahead of one object at most, and so the most that it takes of the bound.
         is_ready: Whether the object of a number can be had without waiting; reading ahead does not wait for it.
     """
@@ -85,13 +88,13 @@ class LookAhead:
         get_source: Callable[[int], ObjectSource | None],
         *,
         max_objects: int,
-        max_bytes: int,
+        memory_limit_bytes: int,
         part_size_bytes: int,
         is_ready: Callable[[int], bool] = lambda number: True,
     ) -> None:
         self._get_source = get_source
         self._max_coming = max_objects - 1
-        self._max_bytes = max_bytes
+        self._max_bytes = memory_limit_bytes // _SHARE
         self._part_size = part_size_bytes
         self._is_ready = is_ready
         self._coming: deque[tuple[int, ObjectSource, int]] = deque()  # numbers behind the current one's, without gaps
