@@ -8,6 +8,8 @@ from typing import Protocol
 from servers.counting._errors import S3Error
 from servers.counting._store import Piece, PieceWriter
 
+_MOST_LINE_BYTES = 4096
+
 
 class Body(Protocol):
     """Takes the bytes of one request's body."""
@@ -83,31 +85,32 @@ class ChunkDecoder:
         self.is_done = False
         self.trailers: dict[str, str] = {}
 
-    def feed(self, data: bytes | memoryview) -> bytes:
-        """Take more bytes; return those after the end.
+    def feed(self, data: bytes | memoryview) -> memoryview:
+        """Take more bytes, of which none is copied but those of lines; return those after the end.
 
         Raises:
             S3Error: When they are not chunks.
         """
-        data = self._pending + bytes(data) if self._pending else bytes(data)
-        position = 0
-        while not self.is_done:
+        left = memoryview(self._pending + data if self._pending else data)
+        self._pending = b""
+        while left and not self.is_done:
             if self._left_in_chunk:
-                chunk = memoryview(data)[position : position + self._left_in_chunk]
-                if not chunk:
-                    break
+                chunk = left[: self._left_in_chunk]
                 self._write(chunk)
-                position += len(chunk)
                 self._left_in_chunk -= len(chunk)
+                left = left[len(chunk) :]
                 continue
-            end = data.find(b"\r\n", position)
-            if end < 0:
-                break
-            self._read_line(data[position:end])
-            position = end + 2
-        rest = data[position:]
-        self._pending = b"" if self.is_done else rest
-        return rest if self.is_done else b""
+            start = bytes(left[:_MOST_LINE_BYTES])
+            end = start.find(b"\r\n")
+            if end >= 0:
+                self._read_line(start[:end])
+                left = left[end + 2 :]
+            elif len(start) < _MOST_LINE_BYTES:
+                self._pending = start
+                return left[:0]
+            else:
+                raise S3Error(400, "IncompleteBody", f"not a line between chunks: {start[:80]!r}")
+        return left
 
     def _read_line(self, line: bytes) -> None:
         if self._is_in_trailers:

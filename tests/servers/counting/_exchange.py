@@ -50,7 +50,7 @@ class Exchange:
         """Whether the whole body of the request is here."""
         return self._chunks.is_done if self._chunks is not None else self._to_come == 0
 
-    def receive(self, data: bytes) -> bytes:
+    def receive(self, data: Bytes) -> Bytes:
         """Take more of the request's body; return what is behind it."""
         if self._chunks is not None:
             rest = self._chunks.feed(data)
