@@ -150,6 +150,16 @@ def test_both_kinds_of_chunks_are_unwrapped(counting_server: CountingServer) -> 
     assert counting_server.objects() == {"a": b"hello world", "b": b"hello world"}
 
 
+@pytest.mark.parametrize("body", [b"x" * 5000, b"zz\r\nhello\r\n0\r\n\r\n"], ids=["no line", "no size"])
+def test_a_body_that_is_not_in_chunks_is_refused(counting_server: CountingServer, body: bytes) -> None:
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(counting_server.endpoint).netloc)
+    connection.request("PUT", f"/{counting_server.bucket}/a", body, {"Content-Encoding": "aws-chunked"})
+    answer = connection.getresponse()
+    assert (answer.status, b"<Code>IncompleteBody</Code>" in answer.read()) == (400, True)
+    connection.close()
+    assert counting_server.keys() == []
+
+
 # Listings
 
 
