@@ -11,13 +11,17 @@ from s3torch_datasets._object_source import ObjectSource
 
 
 class ByteBudget:
-    """Bytes that all look-aheads of a process may have on their way or waiting; asking never waits."""
+    """Bytes that all look-aheads of a process may have on their way or waiting; asking never waits.
+
+    They are taken in the name of a holder, which the caller has before it asks: Ctrl-C may come between any two steps,
+    and who gives back in any case, even twice, gives back exactly what was taken.
+    """
 
     def __init__(self) -> None:
         self._forks = ForkCount.now
-        self._used = 0
+        self._held: dict[object, int] = {}
         self._lock = threading.Lock()
-        self._returned: deque[int] = deque()
+        self._returned: deque[object] = deque()
 
     @property
     def used_bytes(self) -> int:
@@ -25,32 +29,32 @@ class ByteBudget:
         if self._forks != ForkCount.now:
             return 0
         with self._lock:
-            self._settle()
-            return self._used
+            return self._settle()
 
-    def try_take(self, size_bytes: int, limit_bytes: int) -> bool:
+    def try_take(self, holder: object, size_bytes: int, limit_bytes: int) -> bool:
         """Takes bytes where the limit allows it, or nothing else is taken, and says whether it did."""
         if self._forks != ForkCount.now:
             self.__init__()  # type: ignore[misc]  # the lock and the sum are the parent's
         with self._lock:
-            self._settle()
-            if self._used and self._used + size_bytes > limit_bytes:
+            used = self._settle()
+            if used and used + size_bytes > limit_bytes:
                 return False
-            self._used += size_bytes
+            self._held[holder] = size_bytes
             return True
 
-    def give_back(self, size_bytes: int) -> None:
-        """Gives back what was taken in this process.
+    def give_back(self, holder: object) -> None:
+        """Gives back what a holder took in this process, if that is anything.
 
         Without the lock: destructors call this, which the garbage collector may run while this very thread holds it.
         """
         if self._forks == ForkCount.now:
-            self._returned.append(size_bytes)
+            self._returned.append(holder)
 
-    def _settle(self) -> None:
+    def _settle(self) -> int:
         while self._returned:
-            self._used = max(0, self._used - self._returned[0])
+            self._held.pop(self._returned[0], None)
             self._returned.popleft()  # not before: Ctrl-C may come behind this call
+        return sum(self._held.values())
 
 
 PROCESS_BUDGET = ByteBudget()
@@ -97,7 +101,8 @@ class LookAhead:
         self._max_bytes = memory_limit_bytes // _SHARE
         self._part_size = part_size_bytes
         self._is_ready = is_ready
-        self._coming: deque[tuple[int, ObjectSource, int]] = deque()  # numbers behind the current one's, without gaps
+        # Numbers behind the current one's, without gaps; each with its source and the holder of its bytes.
+        self._coming: deque[tuple[int, ObjectSource, object]] = deque()
         self._number = -1
         self._current: ObjectSource | None = None
         self._usual_size: float | None = None  # Of the objects that were handed out and opened last.
@@ -133,10 +138,11 @@ class LookAhead:
             self._current.on_whole_read = None
             self._current = None
         while self._coming:
-            _, source, size = self._coming.popleft()
+            _, source, holder = self._coming[0]
             if self._forks == ForkCount.now:
                 source.discard()
-                PROCESS_BUDGET.give_back(size)
+                PROCESS_BUDGET.give_back(holder)
+            self._coming.popleft()  # not before: after Ctrl-C all of it is done again, which does no harm
 
     def _arm(self) -> None:
         if not self._armed:
@@ -161,7 +167,9 @@ class LookAhead:
                 size = max(usual, self._part_size // _LEAST_SHARE)
                 limit *= _UNKNOWN_SIZES_FACTOR
             size = min(size, self._part_size)
-            if not PROCESS_BUDGET.try_take(size, limit):
+            holder = object()
+            self._coming.append((number, source, holder))  # first of all, so that its bytes are given back in any case
+            if not PROCESS_BUDGET.try_take(holder, size, limit):
+                self._coming.pop()
                 return
-            self._coming.append((number, source, size))
             source.prefetch()
