@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3core import NoSuchKeyError, S3Client, S3ClientConfig, S3ConnectionError, S3Exception, S3TimeoutError
+from s3core import NoSuchKeyError, ObjectInfo, S3Client, S3ClientConfig, S3ConnectionError, S3Exception, S3TimeoutError
 from s3core._wire import Chunks, NotUnderstood
 from servers import CountingServer, wait_until
 from servers._script import BODY, GOOD, ODD, WELL, Script
@@ -368,9 +368,45 @@ def test_a_store_that_was_not_understood_is_tried_again_later(start_script: Call
     for _ in range(10):
         assert client.get_object("bucket", ODD_KEY).read_all() == BODY
     assert not connections.is_understood
-    connections._odd_since -= 100
+    connections._oddities._since -= 100
     assert connections.is_understood
     assert client.get_object("bucket", ODD_KEY).read_all() == BODY
+
+
+def test_small_requests_too_are_tried_again_later(start_script: Callable[..., Script]) -> None:
+    script = start_script(*[[GOOD.replace(b"HTTP/1.1", b"HTTP/1.0")]] * 40)
+    client = client_of(script)
+    for _ in range(10):
+        known = ObjectInfo("key", len(BODY), '"e"')
+        assert client.get_object("bucket", "key", object_info=known, etag='"e"').read_all() == BODY
+    exchanges = client._runtime.exchanges
+    assert not exchanges.is_understood
+    exchanges._watcher.oddities._since -= 100
+    assert exchanges.is_understood
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"200 OK\r\nConnection: close\r\n\r\nhello",
+        b"200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+        b"204 No Content\r\n\r\n",
+    ],
+    ids=["chunks", "until the end", "twice", "no content"],
+)
+@pytest.mark.parametrize(
+    "read",
+    [lambda s: s.read_all(), next, lambda s: s.object_info, lambda s: s.read_into(bytearray(9))],
+    ids=["read_all", "next", "object_info", "read_into"],
+)
+def test_a_whole_object_of_unknown_length_is_an_error(
+    start_script: Callable[..., Script], read: Callable[[Any], Any], answer: bytes
+) -> None:
+    script = start_script(*[[b"HTTP/1.1 " + answer.replace(b"\r\n", b'\r\nETag: "e"\r\n', 1)]] * 40)
+    stream = client_of(script).get_object("bucket", ODD_KEY)
+    with pytest.raises(S3Exception, match=f"GET of s3://bucket/{ODD_KEY} failed: .*did not say how long it is"):
+        read(stream)
 
 
 def test_a_host_that_cannot_be_reached_is_named() -> None:

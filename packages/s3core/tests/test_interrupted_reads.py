@@ -16,6 +16,7 @@ import pytest
 
 import s3core
 from s3core import GetObjectStream, ListObjectStream, S3Client
+from s3core._fetch import Wish
 from servers import CountingServer
 
 DATA = random.Random(1).randbytes(2 * 2**20 + 17)
@@ -131,6 +132,34 @@ def test_the_bytes_after_an_interruption_are_those_at_the_position(
         assert stream.tell() == len(DATA)
         stream.close()
         assert client._runtime.budget.used == 0
+
+
+def test_a_stream_that_was_interrupted_while_it_gave_up_what_came_goes_on(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DATA * 10
+    counting_server.put("key", data)
+    client = make_client(counting_server, part_size=5 * 2**20, max_attempts=1)
+    stream = client.get_object(counting_server.bucket, "key")
+    came = bytes(next(stream))
+    counting_server.fault(operation="GetObject", skip=1, times=1, hold=True)
+    came += bytes(next(stream))
+    counting_server.wait_for_requests(3, operation="GetObject")
+    counting_server.fault(operation="GetObject", status=403, code="AccessDenied")
+    end = Wish.end
+
+    def interrupted_end(wish: Wish) -> None:
+        end(wish)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Wish, "end", interrupted_end)
+        with pytest.raises(KeyboardInterrupt):
+            stream.read_into(bytearray(len(data)))
+    counting_server.faults_clear()
+    counting_server.release()
+    assert came == data[: stream.tell()]
+    assert stream.read_all() == data[len(came) :]
 
 
 @pytest.mark.parametrize("module", ["_get", "_budget"])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ._runtime import Runtime
 
 _CHUNK_SIZE = 64 * KiB
+_LENGTH = re.compile(r"[0-9]{1,19}")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
@@ -81,7 +82,7 @@ def range_of(target: Target, status: int, headers: Mapping[str, str]) -> tuple[i
         headers: Its headers, by their names in lower case or in any.
 
     Raises:
-        S3Exception: It brings a part and does not say which.
+        S3Exception: It brings a part and does not say which, or the whole and does not say how much that is.
     """
     if status == 206:
         announced = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
@@ -92,8 +93,13 @@ def range_of(target: Target, status: int, headers: Mapping[str, str]) -> tuple[i
             )
         first, last, size = (int(number) for number in announced.groups())
         return first, last + 1, size
-    length = int(headers.get("content-length", "-1"))
-    return 0, length, length
+    length = headers.get("content-length", "")
+    if not _LENGTH.fullmatch(length):
+        raise S3Exception(
+            f"GET of {target.uri} failed: the store sent the whole object and did not say how long it is: "
+            f"{status} with a length of {length!r}; the store or a proxy does not keep to ranges"
+        )
+    return 0, int(length), int(length)
 
 
 def check_range(target: Target, asked: tuple[int, int], sent: tuple[int, int]) -> None:

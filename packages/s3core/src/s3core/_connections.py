@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from ._config import KiB, MiB
 from ._waiting_connection import WaitingConnection
-from ._wire import LONGEST_IDLE_SECONDS, MOST_ODDITIES, NotUnderstood, is_last, open_socket
+from ._wire import LONGEST_IDLE_SECONDS, NotUnderstood, Oddities, is_last, open_socket
 
 if TYPE_CHECKING:
     import ssl
 
-_ODD_SECONDS = 60.0
 _LONGEST_ERROR = 64 * KiB
 _LONGEST_DOCUMENT = 64 * MiB
 
@@ -48,14 +47,13 @@ class Connections:
         self._takes_chunks = takes_chunks
         # Since when each is idle; the ones that were used last are taken first. Nothing here waits for a lock.
         self._idle: dict[str, deque[tuple[float, WaitingConnection]]] = {}
-        self._oddities = 0  # Answers in a row that were not understood.
-        self._odd_since = 0.0
+        self._oddities = Oddities()
         weakref.finalize(self, _close_all, self._idle).atexit = False
 
     @property
     def is_understood(self) -> bool:
         """Whether answers have not been odd, again and again: then it is no use to ask in this way for a while."""
-        return self._oddities < MOST_ODDITIES or time.monotonic() - self._odd_since > _ODD_SECONDS
+        return not self._oddities.are_too_many
 
     def open(self, origin: str, request: bytes) -> OwnReply:
         """Send a request and wait for the head of the answer.
@@ -89,8 +87,7 @@ class Connections:
 
     def note_oddity(self) -> None:
         """Take note of an answer that was not understood."""
-        self._oddities += 1
-        self._odd_since = time.monotonic()
+        self._oddities.note()
 
     def keep(self, origin: str, connection: WaitingConnection, headers: Mapping[str, str]) -> None:
         """Let a connection whose answer was read be used again, if it can be; otherwise close it.
@@ -100,7 +97,7 @@ class Connections:
             connection: It.
             headers: Those of its last answer.
         """
-        self._oddities = 0
+        self._oddities.forget()
         idle = self._idle.setdefault(origin, deque())
         with suppress(IndexError):  # Two threads may close one each of the oldest, or a younger one at worst.
             while idle[0][0] < time.monotonic() - LONGEST_IDLE_SECONDS:

@@ -21,7 +21,7 @@ from ._connection import Connection, Reply
 from ._loading import load
 from ._plan import SMALL_RANGE
 from ._pool import Pool
-from ._wire import LONGEST_IDLE_SECONDS, MOST_ODDITIES, USUAL_HEAD, NotUnderstood, is_last
+from ._wire import LONGEST_IDLE_SECONDS, USUAL_HEAD, NotUnderstood, Oddities, is_last
 
 if TYPE_CHECKING:
     import selectors
@@ -83,8 +83,8 @@ class Exchanges:
 
     @property
     def is_understood(self) -> bool:
-        """Whether answers have not been odd, again and again: then it is no use to ask in this way."""
-        return self._watcher.oddities < MOST_ODDITIES
+        """Whether answers have not been odd, again and again: then it is no use to ask in this way for a while."""
+        return not self._watcher.oddities.are_too_many
 
     def submit(self, exchange: Exchange) -> None:
         """Have an exchange carried out; waits for nothing.
@@ -139,7 +139,7 @@ class _Watcher:
         self._bell: socket.socket | None = None
         self._bell_lock = threading.RLock()  # Reentrant, because the garbage collector may call `tell` within.
         self._selector: selectors.BaseSelector
-        self.oddities = 0  # Answers in a row that were not understood.
+        self.oddities = Oddities()
         self._scratch = bytearray()
         self._lines: set[_Line] = set()
         self._idle: dict[str, list[_Line]] = {}
@@ -366,7 +366,7 @@ class _Watcher:
             reply = line.connection.receive(self._scratch, SMALL_RANGE)
         except NotUnderstood as error:
             logger.debug("an answer of %s is asked for in another way: %s", line.origin, error)
-            self.oddities += 1
+            self.oddities.note()
             self._drop(line, 0)
         except OSError:
             self._drop(line, 0 if line.is_used and not line.connection.has_begun else 1)
@@ -374,7 +374,7 @@ class _Watcher:
             line.since = time.monotonic()
             if reply is None:
                 return
-            self.oddities = 0
+            self.oddities.forget()
             line.exchange = None
             self._keep(line, reply)
             exchange.on_reply(reply)

@@ -275,6 +275,8 @@ class GetObjectStream:
         It does not when Ctrl-C came between two steps of an earlier use; the position alone is then right.
         """
         self._check_usable()
+        if self._wish.is_over:
+            self._start_over()
         if self._rest is None and not self._parts:
             self._planned = self._position
         elif not self._is_continuous():
@@ -445,11 +447,11 @@ class GetObjectStream:
         """Forget what was asked for ahead of the reader, so that no byte is skipped after a failure."""
         if self._answered is None:
             self._answer = None  # No byte was read yet: any version will do.
-        wish, self._wish = self._wish, Wish()
-        wish.end()
+        self._wish.end()
         self._rest = None
         self._drop_parts()
         self._planned = self._position
+        self._wish = Wish()  # Last of all: by the one that has ended, the next use sees that Ctrl-C came in between.
 
     def _first_size(self) -> int:
         """Size of the first range when a reader may want only a little: all of a small object, a bit of a large one."""

@@ -6,6 +6,7 @@ Everything else is refused, so that whoever asked asks again by a library that k
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -23,8 +24,8 @@ LONGEST_HEAD = 16 * 1024
 USUAL_HEAD = 4 * 1024
 # A connection that was idle for longer may have been forgotten on the way, without a word.
 LONGEST_IDLE_SECONDS = 30.0
-# After so many answers in a row that were not understood it is no use to ask in this way.
-MOST_ODDITIES = 8
+_MOST_ODDITIES = 8
+_ODD_SECONDS = 60.0
 
 _STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?(?:\r\n|$)")
 _HEADER = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\r\n]*+)(?=\r\n|$)")
@@ -36,6 +37,28 @@ _CHUNK_LENGTH = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;|\Z)")
 
 class NotUnderstood(Exception):
     """The answer is none of those that are understood here."""
+
+
+class Oddities:
+    """Answers in a row that were not understood: after some of them it is no use to ask in this way for a while."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = 0.0
+
+    @property
+    def are_too_many(self) -> bool:
+        """Whether to ask in another way for now."""
+        return self._count >= _MOST_ODDITIES and time.monotonic() - self._since <= _ODD_SECONDS
+
+    def note(self) -> None:
+        """Take note of an answer that was not understood."""
+        self._count += 1
+        self._since = time.monotonic()
+
+    def forget(self) -> None:
+        """An answer was understood."""
+        self._count = 0
 
 
 def open_socket(origin: str, timeout: float, tls: Callable[[], ssl.SSLContext]) -> socket.socket:
