@@ -75,6 +75,21 @@ def test_a_body_that_always_breaks_is_an_error(counting_server: CountingServer, 
         client.get_object(counting_server.bucket, "big", end=PART).read_all()
 
 
+@pytest.mark.parametrize("refusals", [0, 2])
+@pytest.mark.parametrize("size", [1000, PART])
+def test_attempts_at_answers_and_at_bodies_count_together(
+    counting_server: CountingServer, client: S3Client, size: int, refusals: int
+) -> None:
+    for _ in range(5):
+        if refusals:
+            counting_server.fault(operation="GetObject", times=refusals, status=503, code="SlowDown")
+        counting_server.fault(operation="GetObject", times=1, truncate=100)
+    stream = client.get_object(counting_server.bucket, "big", object_info=ObjectInfo("big", len(DATA)), end=size)
+    with pytest.raises(S3Exception, match=r"s3://.*/big "):
+        stream.read_all()
+    assert len(ranges(counting_server)) == 4
+
+
 def test_connections_are_used_again(counting_server: CountingServer, make_client: Callable[..., S3Client]) -> None:
     counting_server.put("big", DATA)
     client = make_client(counting_server, part_size=PART, max_concurrency=1)

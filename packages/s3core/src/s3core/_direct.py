@@ -15,7 +15,7 @@ from ._head import Target, changed_error, info_of_headers
 from ._info import ObjectInfo
 from ._memory import Slot
 from ._request import Refused
-from ._rest import Reply, back_off
+from ._rest import Reply
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -42,14 +42,14 @@ def open_direct(
         Refused: The store answered with an error.
         S3Exception: No answer came.
     """
-    reply = runtime.rest.try_open(ranged_get(runtime, target, start, end, etag, attempts_made))
+    reply, attempts = runtime.rest.try_open(ranged_get(runtime, target, start, end, etag, attempts_made))
     try:
         first, last, size = range_of(target, reply.status, reply.headers)
     except S3Exception:
         reply.close()
         raise
     info = info_of_headers(target, reply.headers, size)
-    body = _Body(runtime, target, info, first, last, reply)
+    body = _Body(runtime, target, info, first, last, reply, attempts)
     return Answer(info, first, last, body.fill, body.close)
 
 
@@ -63,6 +63,7 @@ class _Body:
         first: First byte that comes.
         last: One past the last byte.
         reply: The answer, its body unread.
+        attempts: How many attempts were made until it came; those at the body count on from there.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class _Body:
         first: int,
         last: int,
         reply: Reply,
+        attempts: int,
     ) -> None:
         self._runtime = runtime
         self._target = target
@@ -80,24 +82,25 @@ class _Body:
         self._first = first
         self._last = last
         self._reply = reply
+        self._attempts = attempts
 
     def fill(self, slot: Slot) -> None:
         """Put the body into a slot."""
-        attempt = 1
+        most = self._last - self._first
         while True:
             try:
-                self._receive(slot, _PIECE if attempt > 1 and not self._reply.tells_count else self._last - self._first)
+                self._receive(slot, most)
                 return
             except OSError as error:
                 self.close()
                 if not slot.is_open:
                     raise Stopped from None
-                if attempt >= self._runtime.config.max_attempts:
+                if self._attempts >= self._runtime.config.max_attempts:
                     make = timeout_error if isinstance(error, TimeoutError) else connection_error
-                    raise make("GET", self._target.uri, str(error) or type(error).__name__, attempt) from error
-            back_off(attempt)
-            attempt += 1
+                    raise make("GET", self._target.uri, str(error) or type(error).__name__, self._attempts) from error
             self._ask_again(slot)
+            if not self._reply.tells_count:
+                most = _PIECE
 
     def close(self) -> None:
         """End the connection, unless the body was read to its end."""
@@ -120,8 +123,8 @@ class _Body:
             slot.restart()
         begin = self._first + slot.filled
         try:
-            request = ranged_get(self._runtime, self._target, begin, self._last, etag)
-            self._reply = self._runtime.rest.try_open(request)
+            request = ranged_get(self._runtime, self._target, begin, self._last, etag, self._attempts)
+            self._reply, self._attempts = self._runtime.rest.try_open(request)
         except Refused as refused:
             if refused.failure.status == 412:
                 raise changed_error(self._target) from None

@@ -138,10 +138,13 @@ class RestClient:
             target, headers = prepare(request, self._runtime.settings, address, keys)
             return self._library.send(request.method, address.origin, target, headers, request.body)
 
-        return self._in_attempts(request, once, lambda response: response.data)
+        return self._in_attempts(request, once, lambda response: response.data)[0]
 
-    def try_open(self, request: Request) -> Reply:
+    def try_open(self, request: Request) -> tuple[Reply, int]:
         """Send a GET and wait for the head of the answer.
+
+        Returns:
+            The answer, and how many attempts were made in all.
 
         Raises:
             Refused: The store answered with an error, for good.
@@ -168,7 +171,7 @@ class RestClient:
             return self._get(request, address, keys, read_whole, self._document_connections)
 
         try:
-            return self._in_attempts(request, once, lambda document: document.body).body
+            return self._in_attempts(request, once, lambda document: document.body)[0].body
         except Refused as refused:
             raise refused.translated() from None
 
@@ -197,8 +200,8 @@ class RestClient:
         request: Request,
         once: Callable[[Address, Credentials | None], A],
         body_of: Callable[[A], bytes],
-    ) -> A:
-        """Send a request until there is an answer that is no error, or no hope of one."""
+    ) -> tuple[A, int]:
+        """Send a request until there is an answer that is no error, or no hope of one; say in how many attempts."""
         runtime = self._runtime
         attempts = runtime.config.max_attempts
         corrections = 2 if request.address is None else 0  # One new region, one new set of credentials.
@@ -223,7 +226,7 @@ class RestClient:
                 failure = _failure_of(request, answer, body)
                 if failure is None:
                     runtime.known_buckets.add(request.bucket)
-                    return answer
+                    return answer, attempt
                 if corrections and self._correct(request, failure, keys, address):
                     corrections -= 1
                     attempt -= 1
