@@ -90,6 +90,18 @@ def test_attempts_at_answers_and_at_bodies_count_together(
     assert len(ranges(counting_server)) == 4
 
 
+@pytest.mark.parametrize("size", [1000, PART])
+def test_a_stream_that_is_closed_asks_no_more(counting_server: CountingServer, client: S3Client, size: int) -> None:
+    counting_server.fault(operation="GetObject", times=1, hold=True, status=503, code="SlowDown")
+    stream = client.get_object(counting_server.bucket, "big", object_info=ObjectInfo("big", len(DATA)), end=size)
+    stream.prefetch()
+    counting_server.wait_for_requests(1, operation="GetObject")
+    stream.close()
+    counting_server.release()
+    time.sleep(0.5)  # longer than it waits before the second attempt
+    assert len(ranges(counting_server)) == 1
+
+
 def test_connections_are_used_again(counting_server: CountingServer, make_client: Callable[..., S3Client]) -> None:
     counting_server.put("big", DATA)
     client = make_client(counting_server, part_size=PART, max_concurrency=1)

@@ -5,6 +5,7 @@ obstore hands over chunks, which are copied into place: twice the work, and memo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ._answer import Answer, Stopped, check_range, range_of, ranged_get
@@ -26,7 +27,13 @@ _PIECE = 256 * KiB
 
 
 def open_direct(
-    runtime: Runtime, target: Target, start: int, end: int, etag: str | None, attempts_made: int = 0
+    runtime: Runtime,
+    target: Target,
+    start: int,
+    end: int,
+    etag: str | None,
+    attempts_made: int,
+    check: Callable[[], None],
 ) -> Answer:
     """Ask for a range; see `open_native`.
 
@@ -37,19 +44,20 @@ def open_direct(
         end: See there.
         etag: See there.
         attempts_made: How many attempts were made in another way.
+        check: Called before each attempt; raises `Stopped` when nobody wants the range any more.
 
     Raises:
         Refused: The store answered with an error.
         S3Exception: No answer came.
     """
-    reply, attempts = runtime.rest.try_open(ranged_get(runtime, target, start, end, etag, attempts_made))
+    reply, attempts = runtime.rest.try_open(ranged_get(runtime, target, start, end, etag, attempts_made), check)
     try:
         first, last, size = range_of(target, reply.status, reply.headers)
     except S3Exception:
         reply.close()
         raise
     info = info_of_headers(target, reply.headers, size)
-    body = _Body(runtime, target, info, first, last, reply, attempts)
+    body = _Body(runtime, target, info, first, last, reply, attempts, check)
     return Answer(info, first, last, body.fill, body.close)
 
 
@@ -64,6 +72,7 @@ class _Body:
         last: One past the last byte.
         reply: The answer, its body unread.
         attempts: How many attempts were made until it came; those at the body count on from there.
+        check: See `open_direct`.
     """
 
     def __init__(
@@ -75,6 +84,7 @@ class _Body:
         last: int,
         reply: Reply,
         attempts: int,
+        check: Callable[[], None],
     ) -> None:
         self._runtime = runtime
         self._target = target
@@ -83,6 +93,7 @@ class _Body:
         self._last = last
         self._reply = reply
         self._attempts = attempts
+        self._check = check
 
     def fill(self, slot: Slot) -> None:
         """Put the body into a slot."""
@@ -124,7 +135,7 @@ class _Body:
         begin = self._first + slot.filled
         try:
             request = ranged_get(self._runtime, self._target, begin, self._last, etag, self._attempts)
-            self._reply, self._attempts = self._runtime.rest.try_open(request)
+            self._reply, self._attempts = self._runtime.rest.try_open(request, self._check)
         except Refused as refused:
             if refused.failure.status == 412:
                 raise changed_error(self._target) from None

@@ -39,6 +39,15 @@ class Wish:
         for slot in list(self._slots):
             slot.stop()
 
+    def check(self) -> None:
+        """See whether the bytes are still wanted.
+
+        Raises:
+            Stopped: They are not.
+        """
+        if self.is_over:
+            raise Stopped
+
     def fill(self, slot: Slot, fill: Callable[[Slot], None]) -> None:
         """Have a slot filled, unless the wish ends meanwhile.
 
@@ -47,8 +56,7 @@ class Wish:
         """
         self._slots.add(slot)
         try:
-            if self.is_over:
-                raise Stopped
+            self.check()
             fill(slot)
         finally:
             self._slots.discard(slot)
@@ -90,8 +98,7 @@ def fetch(
         S3Exception: Anything else that went wrong, in every attempt.
     """
     wish = wish or Wish()
-    if wish.is_over:
-        raise Stopped
+    wish.check()
     is_direct = (
         runtime.is_distrusted
         or not is_path(target.key)
@@ -101,7 +108,7 @@ def fetch(
     began = time.perf_counter()
     outcome = "failed"
     try:
-        answer = _open(runtime, target, start, end, etag, is_direct, attempts_made or 0)
+        answer = _open(runtime, target, start, end, etag, is_direct, attempts_made or 0, wish)
         try:
             if etag is not None and answer.info.etag is not None and answer.info.etag != etag:
                 raise changed_error(target)
@@ -157,13 +164,20 @@ def _length_error(target: Target, answer: Answer, cause: str) -> S3Exception:
 
 
 def _open(
-    runtime: Runtime, target: Target, start: int, end: int, etag: str | None, is_direct: bool, attempts_made: int
+    runtime: Runtime,
+    target: Target,
+    start: int,
+    end: int,
+    etag: str | None,
+    is_direct: bool,
+    attempts_made: int,
+    wish: Wish,
 ) -> Answer:
     """Send the request and check that the answer is the range that was asked for."""
     try:
         answer = None if is_direct else _open_native(runtime, target, start, end, etag)
         if answer is None:
-            answer = open_direct(runtime, target, start, end, etag, attempts_made)
+            answer = open_direct(runtime, target, start, end, etag, attempts_made, wish.check)
     except Refused as refused:
         failure = refused.failure
         if failure.status == 416:

@@ -140,8 +140,12 @@ class RestClient:
 
         return self._in_attempts(request, once, lambda response: response.data)[0]
 
-    def try_open(self, request: Request) -> tuple[Reply, int]:
+    def try_open(self, request: Request, check: Callable[[], None]) -> tuple[Reply, int]:
         """Send a GET and wait for the head of the answer.
+
+        Args:
+            request: The request.
+            check: Called before each attempt; what it raises ends them.
 
         Returns:
             The answer, and how many attempts were made in all.
@@ -154,7 +158,7 @@ class RestClient:
         def once(address: Address, keys: Credentials | None) -> Reply:
             return self._get(request, address, keys, lambda reply: reply, self._connections)
 
-        return self._in_attempts(request, once, lambda reply: reply.read_error())
+        return self._in_attempts(request, once, lambda reply: reply.read_error(), check)
 
     def read(self, request: Request) -> bytes:
         """Send a GET and read the body of the answer, which is a document of the store's own and no object.
@@ -200,6 +204,7 @@ class RestClient:
         request: Request,
         once: Callable[[Address, Credentials | None], A],
         body_of: Callable[[A], bytes],
+        check: Callable[[], None] = lambda: None,
     ) -> tuple[A, int]:
         """Send a request until there is an answer that is no error, or no hope of one; say in how many attempts."""
         runtime = self._runtime
@@ -211,6 +216,7 @@ class RestClient:
         while True:
             if request.stop is not None and request.stop.is_set():  # It may have waited for a thread until now.
                 raise S3Exception(f"{request.operation} of {request.uri} was given up")
+            check()
             attempt += 1
             address, keys = request.address, None
             if address is None:
