@@ -24,12 +24,12 @@ from ._headers import customer_key_headers
 from ._info import ObjectInfo
 from ._memory import Slot
 from ._request import Refused, Request
+from ._wire import content_length
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
 _CHUNK_SIZE = 64 * KiB
-_LENGTH = re.compile(r"[0-9]{1,19}")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
@@ -93,13 +93,13 @@ def range_of(target: Target, status: int, headers: Mapping[str, str]) -> tuple[i
             )
         first, last, size = (int(number) for number in announced.groups())
         return first, last + 1, size
-    length = headers.get("content-length", "")
-    if not _LENGTH.fullmatch(length):
+    length = content_length(headers)
+    if length is None:
         raise S3Exception(
             f"GET of {target.uri} failed: the store sent the whole object and did not say how long it is: "
-            f"{status} with a length of {length!r}; the store or a proxy does not keep to ranges"
+            f"{status} with a length of {headers.get('content-length')!r}; the store or a proxy does not keep to ranges"
         )
-    return 0, int(length), int(length)
+    return 0, length, length
 
 
 def check_range(target: Target, asked: tuple[int, int], sent: tuple[int, int]) -> None:

@@ -275,12 +275,10 @@ class GetObjectStream:
         It does not when Ctrl-C came between two steps of an earlier use; the position alone is then right.
         """
         self._check_usable()
-        if self._wish.is_over:
+        if self._wish.is_over or not self._is_continuous():
             self._start_over()
-        if self._rest is None and not self._parts:
+        elif self._rest is None and not self._parts:
             self._planned = self._position
-        elif not self._is_continuous():
-            self._start_over()
 
     def _is_continuous(self) -> bool:
         end = self._position

@@ -153,16 +153,22 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
     return int(status[1]), headers
 
 
+def content_length(headers: Mapping[str, str]) -> int | None:
+    """What `Content-Length` says; None where it is missing, or no number."""
+    length = headers.get("content-length", "")
+    return int(length) if _LENGTH.fullmatch(length) else None
+
+
 def body_length(headers: Mapping[str, str]) -> int:
     """How many bytes of body come.
 
     Raises:
         NotUnderstood: It is not announced.
     """
-    length = headers.get("content-length", "")
-    if "transfer-encoding" in headers or _LENGTH.fullmatch(length) is None:
+    length = content_length(headers)
+    if "transfer-encoding" in headers or length is None:
         raise NotUnderstood("a body without an announced length")
-    return int(length)
+    return length
 
 
 def is_chunked(headers: Mapping[str, str]) -> bool:
