@@ -2,84 +2,21 @@
 
 from __future__ import annotations
 
-import dis
-import gc
-import itertools
 import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Callable
+from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-import s3core
-from s3core import GetObjectStream, ListObjectStream, S3Client
+from interruptions import each_interruption, interrupted
+from s3core import GetObjectStream, ListObjectStream, S3Client, _budget, _get, _list, _put
 from s3core._fetch import Wish
 from servers import CountingServer
 
 DATA = random.Random(1).randbytes(2 * 2**20 + 17)
 KEYS = [f"{n:02}" for n in range(20)]
-# Behind these, and nowhere else, Python looks whether a signal has come.
-LOOKS = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
-
-
-class Interruption:
-    """Raises KeyboardInterrupt once, the n-th time that Python looks for signals in one module.
-
-    Args:
-        module: The module's name.
-        at: Which time.
-    """
-
-    def __init__(self, module: str, at: int) -> None:
-        self.came = False
-        self._file = f"{s3core.__path__[0]}/{module}.py"
-        self._left = at
-
-    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        # Not in the calls with which the test itself looks at a stream.
-        if frame.f_code.co_filename != self._file or frame.f_code.co_name in ("tell", "__iter__"):
-            return None
-        frame.f_trace_opcodes = True
-        names = {instruction.offset: instruction.opname for instruction in dis.get_instructions(frame.f_code)}
-        before = ""
-
-        def step(frame: FrameType, event: str, argument: object) -> Any:
-            nonlocal before
-            if event == "opcode":
-                looks, before = before.startswith(LOOKS), names[frame.f_lasti]
-                if looks:
-                    self._left -= 1
-                    if self._left == 0:
-                        self.came = True
-                        raise KeyboardInterrupt
-            return step
-
-        return step
-
-
-@contextmanager
-def interrupted(interruption: Interruption) -> Iterator[None]:
-    before = sys.gettrace()
-    gc.disable()  # It could run the destructor of an earlier stream here, which lets no exception through.
-    sys.settrace(interruption.trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-        gc.enable()
-
-
-def each_interruption(module: str) -> Iterator[Interruption]:
-    """One for each time, until the work ends before its turn."""
-    for at in itertools.count(1):
-        interruption = Interruption(module, at)
-        yield interruption
-        if not interruption.came:
-            assert at > 10
-            return
 
 
 def next_chunk(stream: GetObjectStream) -> bytes:
@@ -116,7 +53,7 @@ def test_the_bytes_after_an_interruption_are_those_at_the_position(
     client = make_client(counting_server)
     info = client.head_object(counting_server.bucket, "key")
     known: dict[str, Any] = {"object_info": info, "etag": info.etag} if is_version_known else {}
-    for interruption in each_interruption("_get"):
+    for interruption in each_interruption(_get):
         stream = client.get_object(counting_server.bucket, "key", **known)
         with interrupted(interruption):
             while True:
@@ -162,9 +99,9 @@ def test_a_stream_that_was_interrupted_while_it_gave_up_what_came_goes_on(
     assert stream.read_all() == data[len(came) :]
 
 
-@pytest.mark.parametrize("module", ["_get", "_budget"])
+@pytest.mark.parametrize("module", [_get, _budget])
 def test_the_memory_of_a_stream_is_given_back_once_when_its_closing_is_interrupted(
-    counting_server: CountingServer, make_client: Callable[..., S3Client], module: str
+    counting_server: CountingServer, make_client: Callable[..., S3Client], module: ModuleType
 ) -> None:
     counting_server.put("key", DATA)
     client = make_client(counting_server)
@@ -180,9 +117,9 @@ def test_the_memory_of_a_stream_is_given_back_once_when_its_closing_is_interrupt
     client._runtime.budget.give_back(holder)
 
 
-@pytest.mark.parametrize("module", ["_put", "_budget"])
+@pytest.mark.parametrize("module", [_put, _budget])
 def test_the_memory_of_an_upload_is_given_back_once_when_it_is_interrupted(
-    counting_server: CountingServer, make_client: Callable[..., S3Client], module: str
+    counting_server: CountingServer, make_client: Callable[..., S3Client], module: ModuleType
 ) -> None:
     client = make_client(counting_server, part_size=5 * 2**20)
     holder = object()
@@ -204,7 +141,7 @@ def test_no_page_is_left_out_after_an_interruption(
     for key in KEYS:
         counting_server.put(key, b"")
     client = make_client(counting_server)
-    for interruption in each_interruption("_list"):
+    for interruption in each_interruption(_list):
         listing: ListObjectStream = client.list_objects(counting_server.bucket, max_keys=7)
         came: list[str] = []
         with interrupted(interruption):

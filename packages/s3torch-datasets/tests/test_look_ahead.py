@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dis
 import gc
-import itertools
-import sys
-from types import FrameType
 from typing import Any, cast
 
+from interruptions import each_interruption, interrupted
 from s3torch_datasets import _look_ahead
 from s3torch_datasets._look_ahead import PROCESS_BUDGET, ByteBudget, LookAhead
 from s3torch_datasets._object_source import ObjectSource
@@ -61,47 +58,18 @@ class Source:
         pass
 
 
-class Interruption:
-    """Raises KeyboardInterrupt the n-th time that Python looks for signals in the module, as it does behind calls."""
-
-    def __init__(self, at: int) -> None:
-        self.came = False
-        self._left = at
-
-    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code.co_filename != _look_ahead.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        names = {instruction.offset: instruction.opname for instruction in dis.get_instructions(frame.f_code)}
-        before = ""
-
-        def step(frame: FrameType, event: str, argument: object) -> Any:
-            nonlocal before
-            if event == "opcode":
-                looks, before = before.startswith(("CALL", "RESUME", "JUMP_BACKWARD")), names[frame.f_lasti]
-                self._left -= looks
-                if looks and self._left == 0:
-                    self.came = True
-                    raise KeyboardInterrupt
-            return step
-
-        return step
-
-
 def test_no_bytes_of_the_bound_are_lost_whatever_is_interrupted() -> None:
     gc.collect()  # what other tests left
-    before = PROCESS_BUDGET.used_bytes
-    for at in itertools.count(1):
+    before, at = PROCESS_BUDGET.used_bytes, 0
+    for at, interruption in enumerate(each_interruption(_look_ahead), 1):
         ahead = LookAhead(
             lambda number: cast(ObjectSource, Source()) if number < 6 else None,
             max_objects=4,
             memory_limit_bytes=2**30,
             part_size_bytes=2**23,
         )
-        interruption, number, tracing = Interruption(at), 0, sys.gettrace()
-        gc.disable()
-        sys.settrace(interruption.trace)
-        try:
+        number = 0
+        with interrupted(interruption):
             while number < 4:
                 try:
                     source: Any = ahead.get(number)
@@ -115,10 +83,5 @@ def test_no_bytes_of_the_bound_are_lost_whatever_is_interrupted() -> None:
                 ahead.close()
             except KeyboardInterrupt:
                 ahead.close()
-        finally:
-            sys.settrace(tracing)
-            gc.enable()
         assert PROCESS_BUDGET.used_bytes == before, at
-        if not interruption.came:
-            assert at > 50
-            return
+    assert at > 50
