@@ -1,4 +1,4 @@
-"""Ctrl-C between any two steps of a module, one after the other."""
+"""Ctrl-C between any two steps of some modules, one after the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dis
 import gc
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import Any
@@ -16,22 +16,22 @@ LOOKS = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
 
 
 class Interruption:
-    """Raises KeyboardInterrupt once, the n-th time that Python looks for signals in one module.
+    """Raises KeyboardInterrupt once, the n-th time that Python looks for signals in some modules.
 
     Args:
-        module: The module.
+        modules: The modules.
         at: Which time.
     """
 
-    def __init__(self, module: ModuleType, at: int) -> None:
+    def __init__(self, modules: Sequence[ModuleType], at: int) -> None:
         self.came = False
-        self._file = module.__file__
+        self._files = {module.__file__ for module in modules}
         self._left = at
 
     def trace(self, frame: FrameType, event: str, argument: object) -> Any:
         """Trace a call, for `sys.settrace`."""
         # Not in the calls with which a test itself looks at a stream.
-        if frame.f_code.co_filename != self._file or frame.f_code.co_name in ("tell", "__iter__"):
+        if frame.f_code.co_filename not in self._files or frame.f_code.co_name in ("tell", "__iter__"):
             return None
         frame.f_trace_opcodes = True
         names = {instruction.offset: instruction.opname for instruction in dis.get_instructions(frame.f_code)}
@@ -64,10 +64,10 @@ def interrupted(interruption: Interruption) -> Iterator[None]:
         gc.enable()
 
 
-def each_interruption(module: ModuleType) -> Iterator[Interruption]:
+def each_interruption(*modules: ModuleType) -> Iterator[Interruption]:
     """One for each time, until the work ends before its turn."""
     for at in itertools.count(1):
-        interruption = Interruption(module, at)
+        interruption = Interruption(modules, at)
         yield interruption
         if not interruption.came:
             assert at > 10

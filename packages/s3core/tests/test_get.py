@@ -171,8 +171,8 @@ def test_what_is_fetched_ahead_of_a_known_version_comes_in_ranges_at_once(
         counting_server.wait_for_requests(count, operation="GetObject")
         assert used(client) == size
         counting_server.release()
-        assert stream._parts[0].place is not None
-        whole = stream._parts[0].place.obj
+        assert stream._window._ranges[0].place is not None
+        whole = stream._window._ranges[0].place.obj
         data = stream.read_all()
         assert data == DATA[:size]
         assert data is whole  # No copy of it was made.

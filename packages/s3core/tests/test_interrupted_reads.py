@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from interruptions import each_interruption, interrupted
-from s3core import GetObjectStream, ListObjectStream, S3Client, _budget, _get, _list, _put
+from s3core import GetObjectStream, ListObjectStream, S3Client, _budget, _get, _list, _put, _window
 from s3core._fetch import Wish
 from servers import CountingServer
 
@@ -53,7 +53,7 @@ def test_the_bytes_after_an_interruption_are_those_at_the_position(
     client = make_client(counting_server)
     info = client.head_object(counting_server.bucket, "key")
     known: dict[str, Any] = {"object_info": info, "etag": info.etag} if is_version_known else {}
-    for interruption in each_interruption(_get):
+    for interruption in each_interruption(_get, _window):
         stream = client.get_object(counting_server.bucket, "key", **known)
         with interrupted(interruption):
             while True:
@@ -99,15 +99,15 @@ def test_a_stream_that_was_interrupted_while_it_gave_up_what_came_goes_on(
     assert stream.read_all() == data[len(came) :]
 
 
-@pytest.mark.parametrize("module", [_get, _budget])
+@pytest.mark.parametrize("modules", [(_get, _window), (_budget,)])
 def test_the_memory_of_a_stream_is_given_back_once_when_its_closing_is_interrupted(
-    counting_server: CountingServer, make_client: Callable[..., S3Client], module: ModuleType
+    counting_server: CountingServer, make_client: Callable[..., S3Client], modules: tuple[ModuleType, ...]
 ) -> None:
     counting_server.put("key", DATA)
     client = make_client(counting_server)
     holder = object()
     client._runtime.budget.take(holder, 12345)  # of another stream
-    for interruption in each_interruption(module):
+    for interruption in each_interruption(*modules):
         stream = client.get_object(counting_server.bucket, "key")
         with interrupted(interruption), suppress(KeyboardInterrupt), stream:
             next(stream)
