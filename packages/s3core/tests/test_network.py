@@ -9,17 +9,20 @@ import os
 import random
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from s3core import S3Client, S3ClientConfig, S3Exception, S3TimeoutError
+from s3core import AccessDeniedError, S3Client, S3ClientConfig, S3ConnectionError, S3Exception, S3TimeoutError
 from servers import CountingServer, Listener, S3Server, is_seaweedfs_installed, start_seaweedfs
+from servers._tls import write_certificate
 
 
 def use_everything(client: S3Client, bucket: str) -> None:
@@ -222,6 +225,77 @@ def test_a_body_may_take_longer_than_any_time_limit() -> None:
     finally:
         listener.close()
     assert received == [data]
+
+
+def test_a_connection_that_is_used_again_has_as_long_for_sending() -> None:
+    connections: list[int] = []
+
+    def serve(connection: socket.socket) -> None:
+        connections.append(1)
+        with connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            data, length = bytearray(), 0
+            while piece := connection.recv(64 * 1024):
+                data += piece
+                if not length and b"\r\n\r\n" in data:
+                    head, _, rest = bytes(data).partition(b"\r\n\r\n")
+                    data, length = bytearray(rest), int(head.partition(b"Content-Length: ")[2].split()[0])
+                time.sleep(len(piece) / 2e6)
+                if length and len(data) == length:
+                    connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n')
+                    data, length = bytearray(), 0
+
+    listener = Listener(serve)
+    config = S3ClientConfig(
+        access_key_id="id", secret_access_key="hidden", connect_timeout=0.3, read_timeout=30, max_attempts=1
+    )
+    client = S3Client("us-east-1", endpoint=listener.url, s3client_config=config)
+    try:
+        for _ in range(2):  # The first takes its time by being new.
+            with client.put_object("bucket", "key") as stream:
+                stream.write(bytes(6 * 2**20))
+    finally:
+        listener.close()
+    assert connections == [1]
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+@pytest.mark.parametrize("status", [200, 403])
+def test_an_answer_before_the_body_is_sent_is_believed_if_it_refuses(tmp_path: Path, status: int, is_tls: bool) -> None:
+    certificate, key, bundle = write_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    body = b"" if status == 200 else b"<Error><Code>AccessDenied</Code></Error>"
+    answer = b'HTTP/1.1 %d X\r\nETag: "e"\r\nContent-Length: %d\r\n\r\n' % (status, len(body)) + body
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            plain = connection
+            if is_tls:
+                connection = context.wrap_socket(connection, server_side=True)
+            connection.recv(64 * 1024)
+            connection.sendall(answer)
+            time.sleep(0.05)
+            connection.shutdown(socket.SHUT_WR)
+            plain.close()
+            connection.close()
+
+    listener = Listener(serve)
+    config = S3ClientConfig(
+        access_key_id="id",
+        secret_access_key="hidden",
+        max_attempts=2,
+        part_size=32 * 2**20,
+        ca_bundle=str(bundle) if is_tls else None,
+    )
+    endpoint = listener.url.replace("http:", "https:") if is_tls else listener.url
+    client = S3Client("us-east-1", endpoint=endpoint, s3client_config=config)
+    refusal = S3ConnectionError if status == 200 else AccessDeniedError
+    try:
+        with pytest.raises(refusal, match="s3://bucket/key"), client.put_object("bucket", "key") as stream:
+            stream.write(bytes(24 * 2**20))
+    finally:
+        listener.close()
 
 
 def test_a_store_that_takes_nothing_is_given_up_in_time() -> None:

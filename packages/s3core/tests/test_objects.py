@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from s3core import AccessDeniedError, NoSuchBucketError, NoSuchKeyError, ObjectChangedError, S3Client, S3Exception
+from s3core import (
+    AccessDeniedError,
+    NoSuchBucketError,
+    NoSuchKeyError,
+    ObjectChangedError,
+    S3Client,
+    S3ConnectionError,
+    S3Exception,
+)
 from s3core._head import Target
 from s3core._objects import copy_object
 from servers import CountingServer, S3Server
@@ -87,6 +95,59 @@ def test_a_copy_that_fails_behind_a_status_of_200_is_tried_again(
     counting_server.fault(operation="CopyObject", times=1, status=200, code="InternalError")
     client.copy_object(counting_server.bucket, "source", counting_server.bucket, "target")
     assert counting_server.get("target") == b"abc"
+
+
+CUT_ANSWERS = [b"", b"  ", b"<?xml version='1.0'?>", b"<html>sign in</html>"]
+
+
+@pytest.mark.parametrize("body", CUT_ANSWERS)
+@pytest.mark.parametrize("operation", ["CopyObject", "DeleteObjects"])
+def test_an_answer_that_ends_before_it_tells_of_success_is_asked_for_again(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], operation: str, body: bytes
+) -> None:
+    client = make_client(counting_server, max_attempts=2)
+    bucket = counting_server.bucket
+
+    def change() -> None:
+        if operation == "CopyObject":
+            client.copy_object(bucket, "old", bucket, "new")
+        else:
+            client.delete_objects(bucket, ["old"])
+
+    counting_server.put("old", b"old")
+    # Nothing is done, and the status says it is.
+    answer = {"status": 500, "instead": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body}
+    counting_server.fault(operation=operation, times=3, **answer)
+    with pytest.raises(S3ConnectionError, match=r"s3://.* ended before it told"):
+        change()
+    assert counting_server.keys() == ["old"]
+    change()
+    assert counting_server.keys() == (["new", "old"] if operation == "CopyObject" else [])
+
+
+@pytest.mark.parametrize("operation", ["CopyObject", "DeleteObject"])
+def test_what_may_have_been_done_is_an_error_that_says_so(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], operation: str
+) -> None:
+    client = make_client(counting_server, max_attempts=1)
+    counting_server.put("old", b"old")
+    counting_server.fault(operation=operation, times=1, cut=0)
+    counting_server.fault(operation=operation, times=1, status=504)
+    counting_server.fault(operation=operation, times=1, status=503)
+    bucket = counting_server.bucket
+
+    def change() -> None:
+        if operation == "CopyObject":
+            client.copy_object(bucket, "old", bucket, "new")
+        else:
+            client.delete_object(bucket, "old")
+
+    said = []
+    for _ in range(3):
+        with pytest.raises(S3Exception) as caught:
+            change()
+        said.append("the store has done it all the same" in str(caught.value))
+    assert said == [True, True, False]
 
 
 def test_a_copy_of_what_is_not_there_names_it(s3_server: S3Server, make_client: Callable[..., S3Client]) -> None:

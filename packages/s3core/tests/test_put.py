@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from s3core import (
+    AccessDeniedError,
     ConfigError,
     NoSuchBucketError,
     PutObjectStream,
@@ -28,7 +29,7 @@ from s3core import (
 )
 from s3core._head import Target, head_with_headers
 from s3core._headers import checksum_of, joined_checksum
-from servers import CountingServer, S3Server
+from servers import CountingServer, S3Server, wait_until
 
 MiB = 2**20
 PART = 5 * MiB
@@ -467,7 +468,7 @@ def test_an_answer_that_is_lost_in_the_only_attempt_is_an_error_that_says_so(
 ) -> None:
     counting_server.fault(operation="CompleteMultipartUpload", cut=0)
     stream = make_client(counting_server, part_size=PART, max_attempts=1).put_object(counting_server.bucket, "key")
-    with pytest.raises(S3ConnectionError, match="may be in place all the same"), stream:
+    with pytest.raises(S3ConnectionError, match="the store has done it all the same"), stream:
         stream.write(DATA)
 
 
@@ -492,6 +493,92 @@ def test_a_completion_that_fails_behind_a_status_of_200_is_tried_again(
     with client.put_object(counting_server.bucket, "key") as stream:
         stream.write(DATA)
     assert counting_server.get("key") == DATA
+
+
+@pytest.mark.parametrize("body", [b"", b"  ", b"<?xml version='1.0'?>", b"<html>sign in</html>"])
+def test_a_completion_whose_answer_ends_before_it_tells_of_success_is_none(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], body: bytes
+) -> None:
+    client = make_client(counting_server, part_size=PART, max_attempts=2)
+    counting_server.put("key", b"old")
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+    counting_server.fault(operation="CompleteMultipartUpload", times=2, status=500, instead=head + body)
+    with (
+        pytest.raises(S3ConnectionError, match=r"s3://.* ended before it told"),
+        client.put_object(counting_server.bucket, "key") as stream,
+    ):
+        stream.write(DATA)
+    assert counting_server.get("key") == b"old"
+    assert counting_server.uploads() == []
+    # Where it was one, the next attempt finds out.
+    counting_server.fault(operation="CompleteMultipartUpload", times=1, instead=head + body)
+    with client.put_object(counting_server.bucket, "key") as stream:
+        stream.write(DATA)
+    assert counting_server.get("key") == DATA
+
+
+@pytest.mark.parametrize("status", [102, 103])
+def test_an_answer_is_waited_for_behind_others_that_are_not_final(
+    counting_server: CountingServer, client: S3Client, status: int
+) -> None:
+    interim = b"HTTP/1.1 %d Wait\r\nLink: </style>; rel=preload\r\n\r\n" % status
+    counting_server.put("a", b"old")
+    counting_server.fault(operation="PutObject", key="a", before=2 * interim, status=403, code="AccessDenied")
+    with pytest.raises(AccessDeniedError), client.put_object(counting_server.bucket, "a") as stream:
+        stream.write(b"new")
+    counting_server.fault(operation="PutObject", key="b", before=interim)
+    with client.put_object(counting_server.bucket, "b") as stream:
+        stream.write(b"new")
+    with client.put_object(counting_server.bucket, "c") as stream:
+        stream.write(b"newer")
+    assert [counting_server.get(key) for key in "abc"] == [b"old", b"new", b"newer"]
+
+
+def test_an_answer_without_etag_is_no_success(counting_server: CountingServer, client: S3Client) -> None:
+    counting_server.fault(operation="PutObject", status=200, instead=b"HTTP/1.1 200 OK\r\n\r\n<html>sign in</html>")
+    with (
+        pytest.raises(S3Exception, match=r"PUT of s3://.* no ETag"),
+        client.put_object(counting_server.bucket, "key") as stream,
+    ):
+        stream.write(b"new")
+    assert counting_server.keys() == []
+
+
+def test_a_put_whose_answer_is_lost_is_an_error_that_says_so(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    counting_server.fault(operation="PutObject", cut=0)
+    stream = make_client(counting_server, max_attempts=1).put_object(counting_server.bucket, "key")
+    with pytest.raises(S3ConnectionError, match="the store has done it all the same"), stream:
+        stream.write(b"new")
+
+
+def test_copies_into_a_part_of_lent_memory_are_within_the_bound_too(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(counting_server, part_size=PART)
+    budget, holder = client._runtime.budget, object()
+    budget.take(holder, budget.limit)  # By others: a stream may go on, with one part at a time.
+    counting_server.fault(operation="UploadPart", hold=True)
+    lent = bytes(random.Random(2).randbytes(64 * 2**10))
+    piece = random.Random(3).randbytes(PART - len(lent))
+    stream = client.put_object(counting_server.bucket, "key")
+
+    def write() -> None:
+        with stream:
+            for _ in range(4):
+                stream.write(memoryview(lent), copy=False)
+                stream.write(bytearray(piece))
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    counting_server.wait_for_requests(1, operation="UploadPart")
+    time.sleep(0.3)
+    begun = counting_server.operations().count("UploadPart")
+    wait_until(lambda: counting_server.release() >= 0 and not writing.is_alive(), timeout_seconds=60)
+    assert begun <= 2
+    assert counting_server.get("key") == 4 * (lent + piece)
+    budget.give_back(holder)
 
 
 def test_a_completion_that_always_fails_behind_a_status_of_200_raises(

@@ -299,7 +299,7 @@ def test_where_no_thread_can_be_started_there_is_an_error(
         patched.setattr(runtime.pool, "_count", 0)
         patched.setattr(runtime.pool, "_idle", SimpleQueue())
         patched.setattr(runtime.pool, "_queue", SimpleQueue())
-        with pytest.raises(RuntimeError, match="new thread"):
+        with pytest.raises(S3Exception, match="no thread can be started"):
             read(client, counting_server.bucket, "1000")
     assert read(client, counting_server.bucket, "1000") == BODIES["1000"]
 

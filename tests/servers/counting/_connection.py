@@ -198,6 +198,12 @@ class Connection(asyncio.BufferedProtocol):
         if fault is not None and fault.cut == 0:
             self._reset()
             return
+        if fault is not None and fault.before is not None:
+            self._transport.write(fault.before)
+        if fault is not None and fault.instead is not None:
+            self._transport.write(fault.instead)
+            self._transport.close()
+            return
         self._site.records.statuses[response.status] += 1
         if exchange.record is not None:
             exchange.record.status = response.status

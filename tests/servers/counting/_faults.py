@@ -10,6 +10,8 @@ from typing import Any
 
 from servers.counting._messages import Request, Response
 
+_BYTES = ("before", "instead", "replace_with")
+
 
 @dataclass(slots=True)
 class Fault:
@@ -39,6 +41,8 @@ class Fault:
         short_range: Answer a range with its first half, and say so.
         ignore_range: Answer a range with the whole object.
         replace_with: Replace the object by these bytes as soon as this request is answered (from the old one).
+        before: Send these bytes before the answer.
+        instead: Send these bytes and no answer, and close the connection.
     """
 
     method: str | None = None
@@ -65,20 +69,21 @@ class Fault:
     short_range: bool = False
     ignore_range: bool = False
     replace_with: bytes | None = None
+    before: bytes | None = None
+    instead: bytes | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, for `from_json`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.replace_with is not None:
-            values["replace_with"] = base64.b64encode(self.replace_with).decode()
+        for name in _BYTES:
+            if values[name] is not None:
+                values[name] = base64.b64encode(values[name]).decode()
         return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Fault:
         """The fault that `to_json` wrote."""
-        if values["replace_with"] is not None:
-            values = values | {"replace_with": base64.b64decode(values["replace_with"])}
-        return cls(**values)
+        return cls(**values | {name: base64.b64decode(values[name]) for name in _BYTES if values[name] is not None})
 
     def change_request(self, request: Request) -> None:
         """Make the request one whose answer is wrong."""

@@ -234,7 +234,8 @@ class S3Client:
             key: Key to copy to.
 
         Raises:
-            S3Exception: The copy failed; the target is as it was.
+            S3Exception: The copy failed; the target is as it was, unless the message says that the store may have done
+                it: no answer came.
         """
         copy_object(self._runtime, _target(source_bucket, source_key), _target(bucket, key))
 

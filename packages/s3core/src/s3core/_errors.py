@@ -85,6 +85,7 @@ _BY_STATUS: dict[int, tuple[type[S3Exception], str]] = {
     401: (CredentialsError, "the store does not accept the credentials"),
     403: _BY_CODE["AccessDenied"],
     404: (NoSuchKeyError, "there is no such object, or no such bucket; check the key, letter by letter"),
+    407: (S3Exception, "the proxy does not accept the user and password; check those in the proxy's URL"),
     408: _BY_CODE["RequestTimeout"],
     409: _BY_CODE["ConditionalRequestConflict"],
     412: _BY_CODE["PreconditionFailed"],

@@ -6,15 +6,18 @@ It carries no more than it is given: no environment variable or config file chan
 from __future__ import annotations
 
 import re
+import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ._config import MiB
 from ._loading import load, loading
 from ._settings import Settings
+from ._stop import Stop
 
 if TYPE_CHECKING:
     import urllib3
@@ -44,7 +47,13 @@ class Library:
         self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
 
     def send(
-        self, method: str, origin: str, target: str, headers: Mapping[str, str], body: bytes | Pieces | None = None
+        self,
+        method: str,
+        origin: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | Pieces | None,
+        stop: Stop,
     ) -> urllib3.BaseHTTPResponse:
         """Send a request and read the answer.
 
@@ -54,11 +63,13 @@ class Library:
             target: Path and query, percent-encoded.
             headers: All but `Host`.
             body: The body, whole or in pieces.
+            stop: Cuts the body.
 
         Raises:
-            OSError: No whole answer came.
+            OSError: No whole answer came, or one of success before the whole body was sent.
         """
-        return self._urlopen(method, origin, target, headers, body, preload_content=True)
+        whole = None if body is None else _Body([body] if isinstance(body, bytes) else body, stop)
+        return self._urlopen(method, origin, target, headers, whole, preload_content=True)
 
     def open(self, origin: str, target: str, headers: Mapping[str, str]) -> LibraryReply:
         """Send a GET and wait for the head of the answer; see `send`."""
@@ -70,7 +81,7 @@ class Library:
         origin: str,
         target: str,
         headers: Mapping[str, str],
-        body: bytes | Pieces | None,
+        body: _Body | None,
         *,
         preload_content: bool,
     ) -> urllib3.BaseHTTPResponse:
@@ -82,8 +93,6 @@ class Library:
             # https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
             target = f"{origin}{_DOT_SEGMENT.sub(_escape_dots, target)}"
             headers |= pool.proxy_headers
-        if body is not None:
-            body = list(_cut([body] if isinstance(body, bytes) else body))
         return _translated(
             lambda: pool.urlopen(
                 method,
@@ -135,7 +144,7 @@ class Library:
             host = parts.netloc.rpartition("@")[2]  # Not the password, which would be in messages.
             manager = urllib3.ProxyManager(f"{parts.scheme}://{host}", **options)
         pool = manager.connection_from_url(origin)
-        pool.ConnectionCls = _patient(pool.ConnectionCls, config.read_timeout)
+        pool.ConnectionCls = _careful(pool.ConnectionCls, config.read_timeout)
         return pool
 
 
@@ -197,27 +206,86 @@ class LibraryReply:
         self._response.close()
 
 
-def _patient(kind: Any, seconds: float) -> Any:
-    """A class of connections that wait longer for sending than for connecting, as urllib3's own do not.
+class _Body:
+    """The body of a request.
+
+    Args:
+        pieces: Its bytes.
+        stop: Cuts it.
+    """
+
+    def __init__(self, pieces: Pieces, stop: Stop) -> None:
+        self.stop = stop
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for piece in self._pieces:
+            view = memoryview(piece)
+            for start in range(0, len(view), _SENT_AT_ONCE):
+                if self.stop.is_set():
+                    raise ConnectionAbortedError("the request was given up")
+                yield view[start : start + _SENT_AT_ONCE]
+
+
+def _careful(kind: Any, seconds: float) -> Any:
+    """A class of connections that mistake no answer, where urllib3's own would.
+
+    They also wait longer for sending than for connecting, and can be stopped.
 
     Args:
         kind: urllib3's class.
-        seconds: How long.
+        seconds: How long to wait.
     """
+    import http.client
+    import socket
+    import ssl
 
-    class Patient(kind):  # type: ignore[misc]
+    class FinalResponse(http.client.HTTPResponse):
+        def begin(self) -> None:
+            super().begin()
+            while self.status < 200:  # The answer is still to come; `http.client` knows that of 100 only.
+                self.headers = self.msg = None  # type: ignore[assignment]
+                super().begin()
+
+    class Careful(kind):  # type: ignore[misc]
+        response_class = FinalResponse
+        is_cut = False
+        stop: Stop | None = None
+
         def connect(self) -> None:
             super().connect()
             self.sock.settimeout(seconds)
 
-    return Patient
+        def request(self, *args: Any, body: _Body | None = None, **kwargs: Any) -> None:
+            self.is_cut = False
+            self.stop = None if body is None else body.stop
+            if self.sock is not None:
+                self.timeout = seconds  # which urllib3 sets the socket to; so far it is that for connecting
+            try:
+                with nullcontext() if self.stop is None else self.stop.sending(self.cut):
+                    super().request(*args, body=body, **kwargs)
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+                # The store reads no more: it may have said why.
+                self.is_cut = True
 
+        def getresponse(self) -> Any:
+            with nullcontext() if self.stop is None else self.stop.waiting(self.cut):
+                response = super().getresponse()
+            if self.is_cut and response.status < 300:
+                self.close()
+                raise http.client.HTTPException(f"the store answered {response.status} before it had the whole request")
+            return response
 
-def _cut(body: Pieces) -> Iterator[memoryview]:
-    for piece in body:
-        view = memoryview(piece)
-        for start in range(0, len(view), _SENT_AT_ONCE):
-            yield view[start : start + _SENT_AT_ONCE]
+        def cut(self) -> None:
+            # Beneath TLS, which has a `shutdown` of its own. It may have ended by itself just now.
+            with suppress(OSError, TypeError):
+                # When it is closed now, what the system has not sent yet is dropped; see `socket(7)`.
+                linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+                socket.socket.setsockopt(self.sock, socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+    Careful.__name__ = kind.__name__  # which is in messages
+    return Careful
 
 
 def _translated(call: Callable[[], T]) -> T:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ._exceptions import NoSuchKeyError, S3ConnectionError, S3Exception, S3TimeoutError
+from ._bell import Bell
+from ._exceptions import NoSuchKeyError, S3Exception
 from ._head import Target, head_with_headers
 from ._headers import checksum_headers, checksum_of, customer_key_headers
 from ._library import Pieces
@@ -22,6 +23,7 @@ from ._outcome import Outcome
 from ._pool import wait_for
 from ._request import Refused, Request
 from ._sent_part import SentPart, is_made_of
+from ._stop import Stop
 from ._xml import Document, completion_document
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ logger = logging.getLogger("s3core")
 
 _SLICE_SECONDS = 0.5
 _ABORT_ROUNDS = 3
-# How long whoever was interrupted waits for the abort before it goes on in the background.
-INTERRUPT_SECONDS = 0.5
 
 
 class _State(Enum):
@@ -85,11 +85,10 @@ class MultipartUpload:
         self._uncertain = False
         self._steps: set[_Step] = set()
         self._state = _State.OPEN
-        # Taken by `with` itself and not through the condition, whose `__enter__` is Python code that Ctrl-C can leave
-        # with the lock held; reentrant, because the garbage collector may run `abandon` in the midst of a section.
+        # Reentrant, because the garbage collector may run `abandon` in the midst of a section.
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._stop = threading.Event()
+        self._changed = Bell()
+        self._stop = Stop()
         self._completed = False
         self._abort_claim = threading.Lock()
 
@@ -160,7 +159,7 @@ class MultipartUpload:
             what = f"copy of part {number}"
             query = {"partNumber": str(number), "uploadId": self._id}
             headers.update(customer_key_headers(self._runtime.config))
-            request = self._request("PUT", query, headers=headers, what=what, fails_late=True)
+            request = self._request("PUT", query, headers=headers, what=what, result="CopyPartResult")
             body = self._runtime.rest.send(request).data
             etag = Document(body, f"{what} of {self._target.uri}").text("ETag")
             if not etag:
@@ -186,9 +185,12 @@ class MultipartUpload:
         Raises:
             BaseException: A part failed meanwhile.
         """
-        with self._lock:
-            while self.in_flight >= count and self._error is None and self._state is _State.OPEN:
-                self._changed.wait(_SLICE_SECONDS)
+
+        def is_over() -> bool:
+            return self.in_flight < count or self._error is not None or self._state is not _State.OPEN
+
+        while not is_over():
+            self._changed.wait(is_over, _SLICE_SECONDS)
         self.raise_error()
 
     def complete(self) -> None:
@@ -229,10 +231,13 @@ class MultipartUpload:
         Args:
             timeout: Seconds to wait at most.
         """
+
+        def is_over() -> bool:
+            return self._state is _State.DONE
+
         deadline = time.monotonic() + timeout
-        with self._lock:
-            while self._state is not _State.DONE and (left := deadline - time.monotonic()) > 0:
-                self._changed.wait(min(left, _SLICE_SECONDS))
+        while not is_over() and (left := deadline - time.monotonic()) > 0:
+            self._changed.wait(is_over, min(left, _SLICE_SECONDS))
 
     def _give_up(self) -> bool:
         """Mark the upload as given up; say whether its abort can be sent now.
@@ -251,7 +256,7 @@ class MultipartUpload:
                 step.skip()
             if not self._steps and not self._id:
                 self._end()  # The store never heard of it.
-            self._changed.notify_all()
+            self._changed.ring()
             return not self._steps and self._state is not _State.DONE
 
     def _submit(self, send: Callable[[], None], skip: Callable[[], None] = lambda: None) -> Outcome[None]:
@@ -282,14 +287,14 @@ class MultipartUpload:
             if self._completed or (self._state is _State.GIVEN_UP and not self._steps and not self._id):
                 self._end()
             must_abort = self._state is _State.GIVEN_UP and not self._steps
-            self._changed.notify_all()
+            self._changed.ring()
         if must_abort:
             self._send_abort()
 
     def _end(self) -> None:
         """Nothing of the upload is left in the store; called with the lock."""
         self._state = _State.DONE
-        self._changed.notify_all()
+        self._changed.ring()
         self._runtime.process.forget(self)
 
     def _request(
@@ -300,7 +305,7 @@ class MultipartUpload:
         headers: dict[str, str] | None = None,
         body: bytes | Pieces | None = None,
         what: str = "",
-        fails_late: bool = False,
+        result: str = "",
     ) -> Request:
         return Request(
             method,
@@ -311,7 +316,7 @@ class MultipartUpload:
             body=body,
             what=what,
             stop=self._stop,
-            fails_late=fails_late,
+            result=result,
         )
 
     def _send_completion(self) -> None:
@@ -322,8 +327,15 @@ class MultipartUpload:
         rows = [(number, part.etag, part.checksum) for number, part in zip(numbers, parts, strict=True)]
         body, what = completion_document(rows, self._checksum), "completion of the upload"
         try:
-            self._runtime.rest.try_send(
-                self._request("POST", {"uploadId": self._id}, headers=headers, body=body, what=what, fails_late=True)
+            self._runtime.rest.try_change(
+                self._request(
+                    "POST",
+                    {"uploadId": self._id},
+                    headers=headers,
+                    body=body,
+                    what=what,
+                    result="CompleteMultipartUploadResult",
+                )
             )
         except Refused as refused:
             # An answer that was lost makes the second attempt find no upload: look whether the object is ours.
@@ -338,8 +350,6 @@ class MultipartUpload:
                         "object in place does not tell; look at it before you write it again"
                     ) from None
             raise refused.translated() from None
-        except (S3ConnectionError, S3TimeoutError) as error:
-            raise type(error)(f"{error}; the object may be in place all the same: look whether it is") from error
 
     def _is_in_place(self, parts: list[SentPart]) -> bool | None:
         """Whether the object in place is the one of these parts; None where the store does not tell."""
@@ -381,6 +391,7 @@ class MultipartUpload:
                 return
             if not self._uncertain or not self._has_parts():
                 return
+        raise S3Exception("parts of it arrived after it was aborted, again and again")
 
     def _has_parts(self) -> bool:
         """Whether a part whose answer never came has arrived after the abort."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ._batch import run_all
@@ -13,9 +13,11 @@ from ._errors import Failure, error_for
 from ._exceptions import NoSuchKeyError, PreconditionFailedError
 from ._head import Target, changed_error, head_with_headers
 from ._headers import creation_headers, customer_key_headers
-from ._multipart import INTERRUPT_SECONDS, MultipartUpload
+from ._multipart import MultipartUpload
 from ._plan import MAX_COPY_SIZE, plan_part_size, split_range
+from ._pool import wait_for
 from ._request import Refused, Request
+from ._stop import INTERRUPT_SECONDS
 from ._uri import check_key, uri_of
 from ._xml import Document, deletion_document, fits_xml
 
@@ -32,10 +34,16 @@ _KEPT_HEADERS = frozenset(
 
 def delete_object(runtime: Runtime, bucket: str, key: str) -> None:
     """Delete one object; one that is not there is deleted already."""
+    _delete(runtime.rest.change, bucket, key)
+
+
+def _delete(send: Callable[[Request], Any], bucket: str, key: str) -> None:
     try:
-        runtime.rest.send(Request("DELETE", bucket, key))
-    except NoSuchKeyError:
-        pass  # S3 answers 204; some stores answer 404.
+        send(Request("DELETE", bucket, key))
+    except Refused as refused:
+        error = refused.translated()
+        if not isinstance(error, NoSuchKeyError):  # S3 answers 204; some stores answer 404.
+            raise error from None
 
 
 def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
@@ -100,7 +108,7 @@ class _DeleteJob:
         if fits_xml(self._keys[0]):
             self._failures += _delete_chunk(self._runtime, self._bucket, self._keys)
         else:
-            delete_object(self._runtime, self._bucket, self._keys[0])
+            _delete(self._runtime.rest.try_send, self._bucket, self._keys[0])
         return 0
 
     def stop(self) -> None:
@@ -128,7 +136,7 @@ def copy_object(
         ObjectChangedError: The source was replaced meanwhile.
         S3Exception: The copy failed; the target is as it was.
     """
-    info, described = head_with_headers(runtime, source)
+    info, described = wait_for(runtime.pool.submit(head_with_headers, runtime, source))
     config = runtime.config
     headers = {"x-amz-copy-source": _copy_source(source), **customer_key_headers(config, for_copy_source=True)}
     if info.etag:
@@ -137,9 +145,8 @@ def copy_object(
     try:
         if info.size <= most_at_once:
             headers.update(creation_headers(config))
-            runtime.rest.try_send(
-                Request("PUT", target.bucket, target.key, headers=headers, what="COPY", fails_late=True)
-            )
+            request = Request("PUT", target.bucket, target.key, headers=headers, what="COPY", result="CopyObjectResult")
+            runtime.rest.change(request)
             return
     except Refused as refused:
         if refused.failure.status == 412:
@@ -183,10 +190,9 @@ def _delete_chunk(runtime: Runtime, bucket: str, keys: list[str]) -> list[tuple[
         headers={"Content-MD5": digest, "Content-Type": "application/xml"},
         body=body,
         what="DELETE",
+        result="DeleteResult",
     )
     answer = runtime.rest.send(request).data
-    if not answer.strip():
-        return []
     failures = [
         (row.get("Key", ""), Failure(200, row.get("Code", ""), row.get("Message", "")))
         for row in Document(answer, f"DELETE of {len(keys)} objects of s3://{bucket}").children("Error")

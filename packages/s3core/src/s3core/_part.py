@@ -13,12 +13,13 @@ class Part:
         is_counted: Whether its memory is among what the upload may hold.
     """
 
-    __slots__ = ("_begin", "_end", "_pieces", "_run", "buffer", "is_counted", "size")
+    __slots__ = ("_begin", "_end", "_pieces", "_run", "buffer", "copied", "is_counted", "size")
 
     def __init__(self, buffer: bytearray | None = None, *, is_counted: bool = False) -> None:
         self.buffer = buffer
         self.is_counted = is_counted
         self.size = 0
+        self.copied = 0
         self._run = bytearray()
         self._begin = self._end = 0
         self._pieces: list[bytearray | memoryview] = []
@@ -31,6 +32,17 @@ class Part:
             Destination.of_buffer(self.buffer).slot(self._end, self._end + len(piece)).write(piece)
             self._end += len(piece)
         self.size += len(piece)
+        self.copied += len(piece)
+
+    def count(self, buffer: bytearray | None) -> None:
+        """Be among what the upload may hold from here on.
+
+        Args:
+            buffer: What to copy into; see there.
+        """
+        self._cut()
+        self.buffer = buffer
+        self.is_counted = True
 
     def refer(self, piece: memoryview) -> None:
         """Append bytes that stay as they are until they are sent."""

@@ -93,8 +93,8 @@ def plan_part_size(part_size: int, size_hint: int | None) -> int:
     """
     if size_hint is None:
         return part_size
-    if size_hint < 0:
-        raise ConfigError(f"size_hint is {size_hint}; it must be a number of bytes of at least 0")
+    if not hasattr(size_hint, "__index__") or size_hint < 0:  # NumPy's numbers are whole ones too.
+        raise ConfigError(f"size_hint is {size_hint!r}; it must be a whole number of bytes of at least 0")
     if size_hint > MAX_OBJECT_SIZE:
         raise ConfigError(f"size_hint is {size_hint} bytes; an S3 object has at most {MAX_OBJECT_SIZE} (5 TiB)")
     least = -(-size_hint // MAX_PARTS)

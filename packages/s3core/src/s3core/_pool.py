@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
 
+from ._exceptions import S3Exception
 from ._outcome import Outcome
 
 P = ParamSpec("P")
@@ -29,10 +30,12 @@ class _Task:
     Args:
         call: It.
         is_counted: Whether an idle thread was set apart for it.
+        is_behind: Whether it has let others go first.
     """
 
     call: Callable[[], None]
     is_counted: bool
+    is_behind: bool = False
 
 
 class Pool:
@@ -47,7 +50,9 @@ class Pool:
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         # A token for each thread that waits for work: a queue, which Ctrl-C cannot leave locked as it can a semaphore.
         self._idle: SimpleQueue[None] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = (
+            threading.RLock()
+        )  # Reentrant for a signal's handler, which may submit what interrupts a submission.
         self._count = 0
         weakref.finalize(self, self._queue.put, None).atexit = False
 
@@ -109,10 +114,15 @@ class Pool:
             )
             try:
                 thread.start()
-            except RuntimeError:
+            except RuntimeError as error:
+                if isinstance(error.__context__, KeyboardInterrupt):  # It came within a condition, which lost its lock.
+                    raise error.__context__ from None
                 # The system's limit is reached, or the interpreter ends: the threads that there are do it.
                 if not self._count:
-                    raise
+                    raise S3Exception(
+                        f"no thread can be started for requests ({error}); raise the limit of processes and threads "
+                        "(ulimit -u)"
+                    ) from error
             else:
                 self._count += 1
 
@@ -144,8 +154,16 @@ def _work(queue: SimpleQueue[_Task | None], idle: SimpleQueue[None]) -> None:
         if task is None:
             queue.put(None)  # for the next thread
             return
+        is_set_apart = task.is_counted
+        if not is_set_apart:
+            try:
+                idle.get_nowait()
+                is_set_apart = True
+            except Empty:
+                if not task.is_behind:  # All idle threads are set apart, this one too: what for comes first.
+                    queue.put(replace(task, is_behind=True))
+                    continue
         task.call()
-        is_counted = task.is_counted
         del task
-        if is_counted:
+        if is_set_apart:
             idle.put(None)

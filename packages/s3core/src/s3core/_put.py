@@ -15,17 +15,19 @@ from ._exceptions import S3Exception
 from ._head import Target
 from ._headers import checksum_headers, checksum_of, creation_headers
 from ._memory import new_buffer
-from ._multipart import INTERRUPT_SECONDS, MultipartUpload
+from ._multipart import MultipartUpload
 from ._part import Part
 from ._plan import MAX_PARTS, plan_part_size, plan_parts_in_flight
-from ._pool import wait_for
-from ._request import Request
+from ._request import Refused, Request
+from ._stop import INTERRUPT_SECONDS, Stop
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
 # Shorter pieces are copied even when they need not be: each piece is a call to the socket, maybe a packet.
 _MIN_REFERRED = 64 * KiB
+# Copies in a part that is else the caller's memory, such as the heads between tensors: that much is not counted.
+_MOST_UNCOUNTED = 512 * KiB
 
 
 class PutObjectStream:
@@ -37,7 +39,8 @@ class PutObjectStream:
     stream that is dropped and the exit of the interpreter all leave the old object as it was, and no upload behind. (A
     process that is killed leaves its upload to a lifecycle rule.)
 
-    It may be used from several threads. A process that inherited it by fork can do nothing with it.
+    It may be used from several threads, and from a signal's handler. A process that inherited it by fork can do nothing
+    with it.
 
     Example:
         >>> with client.put_object("bucket", "result.bin") as stream:  # doctest: +SKIP
@@ -64,7 +67,8 @@ class PutObjectStream:
         self._most_referred = plan_parts_in_flight(*bounds, is_copied=False)
         self._headers = creation_headers(config, storage_class, metadata)
         self._checksum = config.upload_checksum
-        self._lock = threading.Lock()
+        # Reentrant for a signal's handler, which may close or abort what it interrupts.
+        self._lock = threading.RLock()
         self._part = Part()
         self._refers = False
         # Rights to hold one more part: a buffer that was used, or None where there is none yet.
@@ -74,8 +78,9 @@ class PutObjectStream:
         self._size = 0
         self._error: BaseException | None = None
         self._is_torn = False  # While a write is not all here; for good when it failed.
+        self._is_closing = False
         self._aborted = False
-        self._stop = threading.Event()  # No PUT of the whole object is begun any more.
+        self._stop = Stop()  # Of the PUT of the whole object.
         self._closed = False
 
     @property
@@ -118,9 +123,9 @@ class PutObjectStream:
         self._check_process()  # Before the lock, which a thread of the parent may have held when this child came.
         with self._lock:
             self._check_open()
+            self._is_torn = True
             try:
                 self._check_size(len(view))
-                self._is_torn = True
                 self._append(view, copy)
                 self._is_torn = False
             except BaseException as error:
@@ -132,7 +137,8 @@ class PutObjectStream:
         """Complete the upload: from here on the object is visible. Harmless when called again.
 
         Raises:
-            S3Exception: The upload failed, now or in an earlier `write`; the old object is as it was.
+            S3Exception: The upload failed, now or in an earlier `write`; the old object is as it was, unless the
+                message says that the new one may be in place: of the last request no answer came.
         """
         if self.closed:
             return
@@ -140,6 +146,10 @@ class PutObjectStream:
         with self._lock:
             if self._closed:
                 return
+            if self._is_closing:
+                raise S3Exception(
+                    f"the upload of {self._target.uri} is being closed by what was interrupted; go on with that first"
+                )
             self._note_tear()
             if self._error is not None:
                 self._closed = True
@@ -149,6 +159,7 @@ class PutObjectStream:
             if self._aborted:
                 self._closed = True
                 return
+            self._is_closing = True
             try:
                 self._finish()
             except BaseException as error:
@@ -159,7 +170,11 @@ class PutObjectStream:
                 self._drop_buffers()
 
     def abort(self) -> None:
-        """Give the object up: the old one stays, and no upload is left behind. Harmless when called again."""
+        """Give the object up: the old one stays, and no upload is left behind. Harmless when called again.
+
+        A signal's handler may call it, in the midst of a `write` too. A `close` that waits for its last answer decides
+        by itself.
+        """
         self._abort(timeout=30.0)
 
     def __enter__(self) -> Self:
@@ -190,6 +205,7 @@ class PutObjectStream:
             return
         self._aborted = True
         self._stop.set()
+        self._stop.finish()
         upload = self._upload
         if upload is not None:
             upload.abort(timeout)
@@ -220,7 +236,7 @@ class PutObjectStream:
             self._runtime.budget.give_back(self._charge)
 
     def _check_open(self) -> None:
-        if self._closed or self._aborted:
+        if self._closed or self._aborted or self._is_closing:
             raise ValueError(f"the upload of {self._target.uri} is closed")
         self._note_tear()
         if self._error is not None:
@@ -262,6 +278,7 @@ class PutObjectStream:
                 )
             piece = view[offset : offset + count]
             if is_copied:
+                self._count_copy(count)
                 self._part.copy(piece)
             else:
                 self._refers = True
@@ -287,6 +304,12 @@ class PutObjectStream:
         if not fills:
             return Part(is_counted=True)
         return Part(new_buffer(self._part_size) if buffer is None else buffer, is_counted=True)
+
+    def _count_copy(self, count: int) -> None:
+        """Count a part whose memory was to be the caller's, as soon as more than a little is copied into it."""
+        part = self._part
+        if self._upload is not None and not part.is_counted and part.copied + count > _MOST_UNCOUNTED:
+            part.count(self._take_right(self._most_copied))
 
     def _send_part(self) -> None:
         """Hand the full part, or the last one, to the pool."""
@@ -330,10 +353,14 @@ class PutObjectStream:
         headers = {**self._headers, **checksum_headers(self._checksum, checksum_of(body, self._checksum))}
         request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body, stop=self._stop)
         try:
-            wait_for(self._runtime.pool.submit(self._runtime.rest.send, request))
-        except BaseException:
-            self._stop.set()  # A late attempt must not overwrite what is written after an interruption.
-            raise
+            answer = self._runtime.rest.change(request)
+        except Refused as refused:
+            raise refused.translated() from None
+        if not answer.headers.get("ETag"):
+            raise S3Exception(
+                f"PUT of {self._target.uri} failed: the answer is none of an S3 store, for it names no ETag; check the "
+                "endpoint and the proxy, and look whether the object is in place"
+            )
 
 
 def _put_back(part: Part, free: SimpleQueue[bytearray | None]) -> None:

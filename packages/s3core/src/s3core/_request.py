@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from ._errors import Failure, error_for
 from ._exceptions import S3Exception
 from ._settings import Settings
 from ._signature import sign
+from ._stop import Stop
 from ._uri import uri_of
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ class Request:
         headers: Headers beside those of the signature.
         body: The body, whole or in pieces, kept unchanged until the answer is there.
         what: The operation's name for messages; the method if empty.
-        stop: When this is set, no attempt is begun any more.
+        stop: Ends it.
         attempts_made: How many attempts were made before, elsewhere.
-        fails_late: Whether the store may answer with 200 before it finds an error, which is then the body.
+        result: The root of the document that tells of success, where a status of 200 alone does not: the store may send
+            that before it has done anything, and then an error or nothing.
             https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
         address: Where to send it, without a signature; None for where its bucket is.
     """
@@ -45,9 +46,9 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | Pieces | None = None
     what: str = ""
-    stop: threading.Event | None = None
+    stop: Stop = field(default_factory=Stop)
     attempts_made: int = 0
-    fails_late: bool = False
+    result: str = ""
     address: Address | None = None
 
     @property

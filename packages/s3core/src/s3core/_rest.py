@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,9 @@ from ._errors import (
 )
 from ._exceptions import S3ConnectionError, S3Exception, S3TimeoutError
 from ._library import Library
+from ._pool import wait_for
 from ._request import Refused, Request, prepare
+from ._stop import Stop
 from ._uri import uri_of
 from ._wire import NotUnderstood, get_request
 
@@ -47,6 +49,8 @@ _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
 _AWS = "https://s3.us-east-1.amazonaws.com"
 _REGION_HEADER = "x-amz-bucket-region"
+_DOUBT = "if the request got through, the store has done it all the same: look before you do it again"
+_DOUBTFUL_STATUSES = frozenset({500, 502, 504})  # Of a change that the store may have made, or may still make.
 _PASSING_CODES = frozenset({"InternalError", "ServiceUnavailable", "SlowDown"})
 
 
@@ -126,6 +130,43 @@ class RestClient:
         except Refused as refused:
             raise refused.translated() from None
 
+    def change(self, request: Request) -> urllib3.BaseHTTPResponse:
+        """Send a request that changes what is in the store, and wait for the answer in such a way that Ctrl-C is seen.
+
+        It goes from a thread of the pool, so that Ctrl-C leaves no lock of a library held. Whatever interrupts the wait
+        ends the request: what comes late would undo what is done after it.
+
+        Raises:
+            Refused: The store answered with an error, for good.
+            S3Exception: No answer came.
+        """
+        try:
+            request.stop.outcome = outcome = self._runtime.pool.submit(self.try_change, request)
+            return wait_for(outcome)
+        except BaseException:
+            request.stop.set()
+            request.stop.finish()
+            raise
+
+    def try_change(self, request: Request) -> urllib3.BaseHTTPResponse:
+        """As `try_send`, with an error that says so where the store may have done what was asked.
+
+        Raises:
+            Refused: The store answered with an error, for good, and did nothing.
+            S3Exception: No answer came, or one that leaves it open.
+        """
+        try:
+            return self.try_send(request)
+        except Refused as refused:
+            if refused.failure.status not in _DOUBTFUL_STATUSES:
+                raise
+            error = refused.translated()
+            raise type(error)(f"{error}; {_DOUBT}") from None
+        except (S3ConnectionError, S3TimeoutError) as error:
+            if CERTIFICATE_REFUSED in str(error):  # Nothing was sent.
+                raise
+            raise type(error)(f"{error}; {_DOUBT}") from error
+
     def try_send(self, request: Request) -> urllib3.BaseHTTPResponse:
         """Send a request, read the answer, and leave an error to the caller.
 
@@ -136,7 +177,7 @@ class RestClient:
 
         def once(address: Address, keys: Credentials | None) -> urllib3.BaseHTTPResponse:
             target, headers = prepare(request, self._runtime.settings, address, keys)
-            return self._library.send(request.method, address.origin, target, headers, request.body)
+            return self._library.send(request.method, address.origin, target, headers, request.body, request.stop)
 
         return self._in_attempts(request, once, lambda response: response.data)[0]
 
@@ -214,8 +255,9 @@ class RestClient:
         if attempt:
             back_off(attempt, request.stop)
         while True:
-            if request.stop is not None and request.stop.is_set():  # It may have waited for a thread until now.
-                raise S3Exception(f"{request.operation} of {request.uri} was given up")
+            if request.stop.is_set():  # It may have waited for a thread until now.
+                doubt = f"; {_DOUBT}" if attempt > request.attempts_made and request.method != "GET" else ""
+                raise S3Exception(f"{request.operation} of {request.uri} was given up{doubt}")
             check()
             attempt += 1
             address, keys = request.address, None
@@ -223,13 +265,13 @@ class RestClient:
                 address, keys = runtime.address(request.bucket), runtime.keys()
             try:
                 answer, body = self._logged(request, attempt, partial(once, address, keys), body_of)
+                failure = _failure_of(request, answer, body)
             except OSError as error:
                 reason = error.strerror or str(error) or type(error).__name__
                 if attempt >= attempts or CERTIFICATE_REFUSED in reason:  # Which no other attempt mends.
                     make = timeout_error if isinstance(error, TimeoutError) else connection_error
                     raise make(request.operation, request.uri, reason, attempt) from error
             else:
-                failure = _failure_of(request, answer, body)
                 if failure is None:
                     runtime.known_buckets.add(request.bucket)
                     return answer, attempt
@@ -249,7 +291,7 @@ class RestClient:
         outcome: object = "no answer"
         try:
             answer = once()
-            body = body_of(answer) if answer.status >= 300 or request.fails_late else b""
+            body = body_of(answer) if answer.status >= 300 or request.result else b""
             outcome = answer.status
             return answer, body
         finally:
@@ -304,7 +346,7 @@ class RestClient:
         return False
 
 
-def back_off(attempt: int, stop: threading.Event | None = None) -> None:
+def back_off(attempt: int, stop: Stop) -> None:
     """Wait before the next attempt: exponential, with full jitter.
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -313,20 +355,22 @@ def back_off(attempt: int, stop: threading.Event | None = None) -> None:
         attempt: How many were made.
         stop: Ends the wait early.
     """
-    seconds = random.uniform(0, min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1)))
-    if stop is None:
-        time.sleep(seconds)
-    else:
-        stop.wait(seconds)
+    stop.wait(random.uniform(0, min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1))))
 
 
 def _failure_of(request: Request, answer: Answered, body: bytes) -> Failure | None:
-    """What an answer says went wrong; None where nothing did."""
+    """What an answer says went wrong; None where nothing did.
+
+    Raises:
+        ConnectionError: It ends before it says.
+    """
     if answer.status >= 300:
         return parse_failure(answer.status, body, answer.headers.get(_REGION_HEADER))
-    if request.fails_late and b"<Error" in body:
+    if not request.result or re.search(rf"<(?:\w+:)?{request.result}[\s/>]".encode(), body):
+        return None
+    if b"<Error" in body:
         return parse_failure(500, body)
-    return None
+    raise ConnectionError("the answer ended before it told what came of the request")
 
 
 def _passes(failure: Failure, answer: Answered) -> bool:

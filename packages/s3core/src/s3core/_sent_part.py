@@ -46,7 +46,7 @@ def is_made_of(
     """
     if info.size != sum(part.size for part in parts):
         return False
-    if info.etag is not None and info.etag == _joined_etag(parts):
+    if info.etag is not None and info.etag.strip('"') == _joined_etag(parts):
         return True
     checksum = headers.get(checksum_header(algorithm)) if algorithm is not None else None
     if algorithm is None or checksum is None:
@@ -59,4 +59,4 @@ def _joined_etag(parts: Sequence[SentPart]) -> str | None:
         digests = b"".join(binascii.unhexlify(part.etag.strip('"')) for part in parts)
     except ValueError:
         return None
-    return f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"'
+    return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
