@@ -8,6 +8,7 @@ import io
 import pickle
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import SEEK_CUR, SEEK_END, SEEK_SET
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from interruptions import each_interruption, interrupted
 from s3core import ObjectInfo, S3Exception
 from s3torch_datasets import (
     RangedS3Reader,
@@ -22,6 +24,7 @@ from s3torch_datasets import (
     S3ReaderConstructor,
     SequentialS3Reader,
     StreamingS3Reader,
+    _streaming_reader,
 )
 
 
@@ -406,6 +409,22 @@ class TestStreaming:
         memory = MemoryObject(bytes(1000))
         open_reader("streaming-small", memory).read(1)
         assert memory.ranges == [(0, 4)]
+
+    def test_reading_goes_on_whatever_is_interrupted(self) -> None:
+        memory = MemoryObject(bytes(range(70)))
+        at = 0
+        for at, interruption in enumerate(each_interruption(_streaming_reader), 1):
+            reader = open_reader("streaming-small", memory)
+            with interrupted(interruption), suppress(KeyboardInterrupt):
+                reader.read(10)
+                reader.readinto(bytearray(9))
+                reader.seek(66)
+                reader.read(9)
+            position = reader.tell()
+            assert reader.read(9) == memory.data[position : position + 9], at
+            reader.seek(0)
+            assert b"".join(iter(lambda: reader.read(9), b"")) == memory.data, at  # noqa: B023
+        assert at > 100
 
     @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)])
     def test_a_bad_window_is_refused_at_once(self, value: object, error: type[Exception]) -> None:

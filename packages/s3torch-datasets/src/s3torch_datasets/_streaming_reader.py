@@ -182,20 +182,18 @@ class StreamingS3Reader(PositionedReader):
         self._blocks.append(_Block(start, end, stream))
 
     def _receive(self, block: _Block) -> None:
-        stream, block.stream = block.stream, None
+        stream = block.stream
         assert stream is not None
         try:
-            data = stream.read_all()
+            data = stream.read_all()[: block.end - block.start]
             if self._size is None:
                 self._size = object_size_bytes(stream)
+            self._check_complete(block.start, block.end, len(data))
+            block.data, block.end, block.stream = data, block.start + len(data), None
         except BaseException:
-            stream.close()
             self._release()
             raise
         stream.close()
-        block.data = data[: block.end - block.start]
-        self._check_complete(block.start, block.end, len(block.data))
-        block.end = block.start + len(block.data)
 
     def _check_complete(self, start: int, end: int, received: int) -> None:
         expected = min(end, self._object_size()) - start
@@ -213,11 +211,11 @@ class StreamingS3Reader(PositionedReader):
             stream.close()
 
     def _release(self) -> None:
-        if self._forks == ForkCount.now:
-            for block in self._blocks:
-                self._close_block(block)
-        self._blocks.clear()
         self._blocks_ahead = 0
+        while self._blocks:
+            block = self._blocks.popleft()  # first of all: what Ctrl-C leaves in the window can be read
+            if self._forks == ForkCount.now:
+                self._close_block(block)
 
     def _settings(self) -> dict[str, Any]:
         return {"window": self._window}
