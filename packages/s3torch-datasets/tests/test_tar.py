@@ -9,7 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,14 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from s3core import S3Exception
-from s3torch_datasets import BrokenArchiveError, ObjectFilter, S3ReaderConstructor, S3TarDataset, StreamingS3Reader
+from s3torch_datasets import (
+    BrokenArchiveError,
+    ObjectFilter,
+    S3MapDataset,
+    S3ReaderConstructor,
+    S3TarDataset,
+    StreamingS3Reader,
+)
 from s3torch_datasets._tar import iterate_samples
 from servers import CountingServer
 
@@ -506,6 +513,42 @@ def test_the_second_epoch_over_cached_shards_sends_no_get(
     counting_server.clear()
     assert list(dataset) == first
     assert counting_server.operations() == []
+
+
+CIPHER = bytes(byte ^ 90 for byte in range(256))
+
+
+class DecryptingReader(StreamingS3Reader):
+    def read(self, size: int | None = None) -> bytes:
+        return super().read(size).translate(CIPHER)
+
+
+class DecryptingFile:
+    def __init__(self, *arguments: Any) -> None:
+        self._reader = StreamingS3Reader(*arguments)
+
+    def read(self, size: int) -> bytes:
+        return self._reader.read(size).translate(CIPHER)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+@pytest.mark.parametrize("constructor", [DecryptingReader, DecryptingFile])
+def test_what_a_reader_of_ones_own_makes_of_a_shard_is_not_cached_as_the_shard(
+    make: Make, counting_server: CountingServer, connection: dict[str, Any], tmp_path: Path, constructor: Any
+) -> None:
+    # Larger than the reader's first block, which would be the whole object.
+    stored = archive([(f"{number}.bin", bytes(2**20)) for number in range(10)]).translate(CIPHER)
+    counting_server.put("shards/0.tar", stored)
+    dataset = make(transform=key, cache_dir=tmp_path, reader_constructor=constructor)
+    for _ in range(2):
+        assert list(dataset) == [str(number) for number in range(10)]
+    uri = f"s3://{counting_server.bucket}/shards/0.tar"
+    (as_it_is,) = S3MapDataset.from_objects(
+        uri, transform=methodcaller("read"), cache_dir=tmp_path, **connection
+    ).__getitems__([0])
+    assert as_it_is == stored
 
 
 def test_a_shard_that_was_left_early_is_not_cached(

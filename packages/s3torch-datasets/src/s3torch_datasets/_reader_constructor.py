@@ -9,11 +9,16 @@ from s3torch_datasets._ranged_reader import RangedS3Reader, check_buffer_size
 from s3torch_datasets._sequential_reader import SequentialS3Reader
 from s3torch_datasets._streaming_reader import StreamingS3Reader, check_window
 
-_TYPE_STRINGS: dict[object, str] = {
+_TYPE_STRINGS: dict[type, str] = {
     SequentialS3Reader: "sequential",
     RangedS3Reader: "range_based",
     StreamingS3Reader: "streaming",
 }
+
+
+def gives_own_bytes(reader: object) -> bool:
+    """Whether what a reader gives is known to be the bytes of the object: one of somebody else's may decrypt them."""
+    return type(reader) in _TYPE_STRINGS  # no subclass, for the same reason
 
 
 class S3ReaderConstructor:

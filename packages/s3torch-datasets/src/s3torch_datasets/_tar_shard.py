@@ -8,6 +8,7 @@ from typing import Any
 from s3torch_datasets._disk_cache import CacheFile
 from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
+from s3torch_datasets._reader_constructor import gives_own_bytes
 from s3torch_datasets._tar import TarSample, iterate_samples
 
 _ASSUMED_FIRST_BYTES = 8 * 2**20
@@ -74,7 +75,7 @@ class TarShard:
             reader.seek(offset)
             yield from iterate_samples(reader, self.uri, offset)
             return
-        kept = _KeptFile(reader, self._source.begin_cache_file())
+        kept = _KeptFile(reader, self._source.begin_cache_file() if gives_own_bytes(reader) else None)
         try:
             yield from iterate_samples(kept, self.uri)
             kept.read_to_the_end()
