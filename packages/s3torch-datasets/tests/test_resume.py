@@ -181,6 +181,46 @@ def test_setting_another_epoch_drops_a_loaded_state(make_iterable: Make, fill: F
     assert len(list(other)) == 20
 
 
+@pytest.mark.parametrize("count", [3, 20, 21])
+def test_the_state_after_setting_another_epoch_is_its_beginning(make_iterable: Make, fill: Fill, count: int) -> None:
+    fill(20)
+    dataset, other = (make_iterable(transform=key, shuffle=True) for _ in range(2))
+    list(itertools.islice(dataset, count))
+    dataset.set_epoch(1)
+    other.load_state_dict(dataset.state_dict())
+    assert other.epoch == 1
+    assert list(other) == list(dataset)
+
+
+def test_a_loaded_state_outlasts_an_iteration_that_cannot_start(
+    make_iterable: Make, fill: Fill, counting_server: CountingServer
+) -> None:
+    fill(20)
+    dataset, other = (make_iterable(transform=key, shuffle=True) for _ in range(2))
+    iterator = iter(dataset)
+    take(iterator, 5)
+    state = dataset.state_dict()
+    other.load_state_dict(state)
+    counting_server.fault(operation="ListObjectsV2", status=403, code="AccessDenied")
+    with pytest.raises(PermissionError):
+        iter(other)
+    counting_server.faults_clear()
+    assert other.state_dict() == state
+    assert list(other) == list(iterator)
+
+
+def test_a_state_that_does_not_fit_is_refused_every_time(make_iterable: Make, fill: Fill) -> None:
+    fill(20)
+    dataset, other = (make_iterable(transform=key, shuffle=True, seed=seed) for seed in range(2))
+    take(iter(dataset), 5)
+    other.load_state_dict(dataset.state_dict())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="seed"):
+            iter(other)
+    other.set_epoch(1)
+    assert len(list(other)) == 20
+
+
 def test_skipped_objects_are_counted_as_done(make_iterable: Make, fill: Fill, counting_server: CountingServer) -> None:
     contents = fill(6)
     dataset, other = (make_iterable(transform=read, on_error="skip") for _ in range(2))

@@ -68,12 +68,14 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch of the next iteration, and so its order; persistent workers see it too.
 
-        Call it before each epoch, with the same number on all ranks. A state that was loaded for another epoch is
-        dropped.
+        Call it before each epoch, with the same number on all ranks. What was loaded for another epoch, or read of it,
+        is no part of the state any more.
         """
-        self._shared.epoch = int(epoch)
+        self._shared.epoch = epoch = int(epoch)
         if self._resume is not None and self._resume["epoch"] != epoch:
             self._resume = None
+        if self._progress is not None and self._progress.epoch != epoch:
+            self._progress = None
 
     def state_dict(self) -> State:
         """Returns where the iteration of this copy stands, exact to the sample.
@@ -122,10 +124,12 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
     def _begin(self, listing: BackgroundListing | None = None) -> Progress:
         """Starts an iteration: reads the epoch, the rank and the worker, and takes up a state that was loaded.
 
+        When it fails, that state is taken up by the next one.
+
         Args:
             listing: What to iterate over, where that is not the index.
         """
-        resume, self._resume = self._resume, None
+        resume = self._resume
         in_worker = get_worker_info() is not None
         self._shared.mark_iteration(in_worker=in_worker)
         epoch = self.epoch if resume is None else resume["epoch"]
@@ -136,7 +140,7 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
             check_is_between_epochs(resume)
         elif resume is not None:
             apply_state(resume, progress, self._order(), in_worker=in_worker)
-        self._progress = progress
+        self._progress, self._resume = progress, None
         return progress
 
     def _rows(self, progress: Progress) -> ShardRows:
