@@ -344,13 +344,22 @@ def test_the_end_of_an_epoch_can_go_on_with_another_number_of_workers(make_itera
     assert len(list(DataLoader(other, batch_size=None, num_workers=2))) == 12
 
 
-def test_a_state_of_mid_epoch_in_the_main_process_is_refused_by_plain_workers(make_iterable: Make, fill: Fill) -> None:
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_a_state_of_mid_epoch_in_the_main_process_is_refused_by_plain_workers(
+    make_iterable: Make, fill: Fill, persistent_workers: bool
+) -> None:
     fill(12)
     dataset, other = (make_iterable(transform=key) for _ in range(2))
     take(iter(dataset), 5)
+    loader = DataLoader(other, batch_size=None, num_workers=1, persistent_workers=persistent_workers)
+    assert len(list(loader)) == 12
     other.load_state_dict(dataset.state_dict())
-    with pytest.raises(ValueError, match="StatefulDataLoader"):
-        list(DataLoader(other, batch_size=None, num_workers=1))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="StatefulDataLoader"):
+            list(loader)
+    assert other.state_dict() == dataset.state_dict()
+    other.set_epoch(1)
+    assert len(list(loader)) == 12
 
 
 def make_stateful(make_iterable: Make, *, ranks: int = 1, workers: int = 2, transform: Any = key) -> StatefulDataLoader:
@@ -394,6 +403,32 @@ def test_stateful_workers_may_have_another_number_of_ranks_from_the_end_of_an_ep
     with pytest.raises(ValueError, match=f"of rank {before - 1} of {before}.*this is rank {after - 1} of {after}"):
         list(resumed)
     list(iterator)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_epoch_that_is_set_follows_the_finished_one_that_is_loaded(
+    make_iterable: Make, fill: Fill, workers: int
+) -> None:
+    fill(36)
+    loader, resumed = (make_stateful(make_iterable, workers=workers) for _ in range(2))
+    list(loader)
+    resumed.load_state_dict(loader.state_dict())
+    for epoch in (1, 2):
+        loader.dataset.set_epoch(epoch)
+        resumed.dataset.set_epoch(epoch)
+        assert list(resumed) == list(loader)
+        assert resumed.dataset.epoch == epoch
+
+
+def test_a_finished_epoch_that_is_loaded_after_later_ones_begins_again(make_iterable: Make, fill: Fill) -> None:
+    fill(20)
+    dataset = make_iterable(transform=key, shuffle=True)
+    first = list(dataset)
+    state = dataset.state_dict()
+    dataset.set_epoch(1)
+    assert list(dataset) != first
+    dataset.load_state_dict(state)
+    assert list(dataset) == first
 
 
 def test_another_number_of_stateful_workers_begins_with_the_next_epoch(make_iterable: Make, fill: Fill) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -15,7 +16,7 @@ from s3torch_datasets._options import IterationSettings
 from s3torch_datasets._permutation import Permutation
 from s3torch_datasets._place import find_place, find_rank
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
-from s3torch_datasets._resume import Progress, State, apply_state, check_is_between_epochs, check_is_state, to_state
+from s3torch_datasets._resume import Progress, State, apply_state, check_is_state, is_in_middle, to_state
 from s3torch_datasets._shard_rows import ShardRows
 from s3torch_datasets._sharding import Place, plan_shard
 from s3torch_datasets._shared_index import is_spawning
@@ -71,7 +72,8 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
         Call it before each epoch, with the same number on all ranks. What was loaded for another epoch, or read of it,
         is no part of the state any more.
         """
-        self._shared.epoch = epoch = int(epoch)
+        epoch = int(epoch)
+        self._shared.set(epoch)
         if self._resume is not None and self._resume["epoch"] != epoch:
             self._resume = None
         if self._progress is not None and self._progress.epoch != epoch:
@@ -102,17 +104,35 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
     def load_state_dict(self, state_dict: State) -> None:
         """Lets the next iteration go on where a state stands; nothing that was read before is fetched again.
 
+        A state of the end of an epoch changes nothing where `set_epoch` has chosen a later one for the next iteration.
+
         Raises:
             ValueError: It is no state of this version. A state of the middle of an epoch that does not fit this
                 dataset, rank or worker raises when the iteration starts.
         """
         check_is_state(state_dict)
-        self._resume = state_dict
-        self._resume_is_of_worker = get_worker_info() is not None
-        self._progress = None
-        if not self._resume_is_of_worker:
-            self._shared.epoch = state_dict["epoch"]
-            self._shared.mark_iteration(in_worker=False)
+        epoch, in_worker = state_dict["epoch"], get_worker_info() is not None
+        if not in_worker:
+            # StatefulDataLoader without workers loads a state when an iteration begins, behind `set_epoch`.
+            if state_dict["finished"] and self._shared.was_set and epoch < self.epoch:
+                return
+            self._shared.load(epoch, is_middle=is_in_middle(state_dict))
+        self._progress, self._resume, self._resume_is_of_worker = None, state_dict, in_worker
+
+    def __iter__(self) -> Iterator[T_co]:
+        """Starts an iteration: what is this rank's and worker's, from the loaded state on if there is one."""
+        try:
+            return self._start()
+        except Exception as error:
+            if get_worker_info() is None:
+                raise
+            # A persistent worker would die of it, and take the message along.
+            # https://github.com/pytorch/pytorch/blob/v2.9.0/torch/utils/data/_utils/worker.py (`_ResumeIteration`)
+            return map(_raise, [error])
+
+    @abstractmethod
+    def _start(self) -> Iterator[T_co]:
+        """Starts an iteration by `_begin`; in a worker, its errors are raised in place of the first sample."""
 
     def _find_listing(self) -> BackgroundListing | None:
         """Returns a listing to iterate over while it goes on, where the number of objects makes no difference."""
@@ -129,18 +149,23 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
         Args:
             listing: What to iterate over, where that is not the index.
         """
-        resume = self._resume
-        in_worker = get_worker_info() is not None
-        self._shared.mark_iteration(in_worker=in_worker)
+        resume, in_worker = self._resume, get_worker_info() is not None
+        if in_worker and not self._resume_is_of_worker:
+            resume = None  # that of the main process
+            if self._shared.middle_was_loaded:
+                raise ValueError(
+                    f"a state of the middle of epoch {self.epoch} was loaded in the main process, and the workers of a "
+                    "DataLoader cannot share it; use torchdata's StatefulDataLoader and its load_state_dict(), or "
+                    "num_workers=0"
+                )
         epoch = self.epoch if resume is None else resume["epoch"]
         if listing is not None:
             listing.wait_for_first_piece()
         progress = Progress(epoch, *self._plan(0 if listing is not None else len(self.index)), listing=listing)
-        if resume is not None and in_worker and not self._resume_is_of_worker:
-            check_is_between_epochs(resume)
-        elif resume is not None:
+        if resume is not None:
             apply_state(resume, progress, self._order(), in_worker=in_worker)
-        self._progress, self._resume = progress, None
+        self._progress, self._resume, self._resume_is_of_worker = progress, None, False
+        self._shared.mark_iteration(in_worker=in_worker)
         return progress
 
     def _rows(self, progress: Progress) -> ShardRows:
@@ -176,3 +201,7 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
             # A spawned worker has no process group of its own.
             state["_parent_rank"] = find_rank(self._parent_rank)
         return state
+
+
+def _raise(error: Exception) -> Any:
+    raise error

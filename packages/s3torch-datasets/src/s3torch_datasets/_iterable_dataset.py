@@ -70,8 +70,7 @@ class S3IterableDataset(ConstructedDataset[S3Reader, T_co]):
             **options,
         )
 
-    def __iter__(self) -> Iterator[T_co]:
-        """Starts an iteration: the objects of this rank and worker, from the loaded state on if there is one."""
+    def _start(self) -> Iterator[T_co]:
         listing = self._find_listing()
         progress = self._begin(listing)
         if listing is not None:

@@ -84,26 +84,17 @@ def apply_state(state: State, progress: Progress, order: State, *, in_worker: bo
     Raises:
         ValueError: The state is of the middle of an epoch, and does not fit this dataset, rank or worker.
     """
-    at_start, at_end = _is_at_start(state), _is_at_end(state)
-    if at_end and (in_worker or not state["finished"]):
+    if _is_at_end(state) and (in_worker or not state["finished"]):
         progress.position = progress.shard.size
-    elif not at_end and not at_start:
+    elif is_in_middle(state):
         _check_middle(state, progress, order)
         progress.position = state["position"]
         progress.detail = dict(state["detail"])
 
 
-def check_is_between_epochs(state: State) -> None:
-    """Checks a state that was loaded in the main process, before workers of a plain DataLoader take it up.
-
-    Raises:
-        ValueError: The state is of the middle of an epoch.
-    """
-    if not _is_at_start(state) and not _is_at_end(state):
-        raise ValueError(
-            f"a state of the middle of epoch {state['epoch']} was loaded in the main process, and the workers of a "
-            "DataLoader cannot share it; use torchdata's StatefulDataLoader and its load_state_dict(), or num_workers=0"
-        )
+def is_in_middle(state: State) -> bool:
+    """Whether a state is of the middle of an epoch."""
+    return not _is_at_start(state) and not _is_at_end(state)
 
 
 def _is_at_start(state: State) -> bool:

@@ -84,8 +84,7 @@ class S3TarDataset(ConstructedDataset[dict[str, Any], T_co]):
         chosen = self._settings.shuffle_buffer
         return DEFAULT_SHUFFLE_BUFFER_SAMPLES if chosen is None else chosen
 
-    def __iter__(self) -> Iterator[T_co]:
-        """Starts an iteration: the samples of the shards of this rank and worker, from the loaded state on."""
+    def _start(self) -> Iterator[T_co]:
         progress = self._begin()
         if progress.shard.size == 0 and len(self.index):
             logger.warning(
