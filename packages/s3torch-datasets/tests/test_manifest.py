@@ -29,13 +29,14 @@ ENDINGS = ["parquet", "jsonl", "jsonl.gz"]
 key = attrgetter("key")
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=12)
 objects = st.builds(
-    lambda bucket, name, size, etag, version: S3BucketKeyData(
-        bucket, name, None if size is None else ObjectInfo(name, size, etag and f'"{etag}"', version_id=version)
+    lambda bucket, name, size, etag, weak, version: S3BucketKeyData(
+        bucket, name, None if size is None else ObjectInfo(name, size, etag and f'{weak}"{etag}"', version_id=version)
     ),
     st.sampled_from(["bucket-one", "bucket-two"]),
     texts,
     st.one_of(st.none(), st.integers(0, 2**45)),
     st.one_of(st.none(), st.text("0123456789abcdef-", min_size=1)),
+    st.sampled_from(["", "W/"]),
     st.one_of(st.none(), st.just("v1")),
 )
 
@@ -127,6 +128,9 @@ def test_an_unknown_file_is_refused(tmp_path: Path, connection: dict[str, Any]) 
         ("a.csv", "bucket,key,size\nb,k\n", "row 1 has 2 columns"),
         ("a.csv", "b,k,1,x,y\n", "columns="),
         ("a.csv", "key,size\nk,1\n", "bucket and key"),
+        ("a.csv", "bucket,key,version_id\nb,k,v\n", "row 1.*size"),
+        ("a.csv", "bucket,key,size,version_id\nb,j,1,v\nb,k,,v\n", "row 2.*size"),
+        ("a.jsonl", '{"bucket": "b", "key": "k", "etag": "0123"}\n', "row 1.*size"),
         ("manifest.json", "{}", "destinationBucket"),
     ],
 )
@@ -217,6 +221,37 @@ def test_an_inventory_in_csv_gives_the_latest_readable_objects(tmp_path: Path, c
     assert [one.key for one in kept] == [FOUND.key, "data/folder/", "data/cold.jpg"]
 
 
+@pytest.mark.parametrize("column", ["storage_class", "is_delete_marker"])
+def test_a_version_of_ones_own_is_read_whatever_else_is_told(
+    column: str, tmp_path: Path, connection: dict[str, Any]
+) -> None:
+    (tmp_path / "a.csv").write_text(f"bucket,key,size,version_id,{column}\nb,k,3,v,false\n")
+    assert loaded(tmp_path / "a.csv", connection) == [S3BucketKeyData("b", "k", ObjectInfo("k", 3, version_id="v"))]
+
+
+@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
+def test_an_inventory_of_few_columns_is_one(
+    kind: str, counting_server: CountingServer, connection: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "inventory"
+    if kind == "CSV":
+        path.write_text('"bucket","data/","0"\n"bucket","data/a","3"\n')
+    else:
+        table = pyarrow.table({"bucket": ["bucket"] * 2, "key": ["data/", "data/a"], "size": [0, 3]})
+        pyarrow.parquet.write_table(table, path)
+    file = f"inventory/1.{kind.lower()}"
+    counting_server.put(file, path.read_bytes())
+    inventory = {
+        "destinationBucket": f"arn:aws:s3:::{counting_server.bucket}",
+        "fileFormat": kind,
+        "fileSchema": "Bucket, Key, Size",
+        "files": [{"key": file}],
+    }
+    counting_server.put("inventory/manifest.json", json.dumps(inventory).encode())
+    found = loaded(f"s3://{counting_server.bucket}/inventory/manifest.json", connection)
+    assert [one.key for one in found] == ["data/a"]
+
+
 def test_an_inventory_is_found_through_its_manifest(
     counting_server: CountingServer, connection: dict[str, Any]
 ) -> None:
@@ -241,6 +276,7 @@ def test_an_inventory_in_parquet_is_read(tmp_path: Path, connection: dict[str, A
         {
             "bucket": ["bucket"] * 3,
             "key": ["data/a+b", "data/cold", "data/old"],
+            "version_id": ["v1", "v2", "v3"],
             "is_latest": [True, True, False],
             "is_delete_marker": [False] * 3,
             "size": [1, 2, 3],

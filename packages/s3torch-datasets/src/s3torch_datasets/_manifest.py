@@ -86,7 +86,7 @@ class ManifestObjects:
                 ending = name.removesuffix(".gz")
                 plain = cast(BinaryIO, gzip.GzipFile(fileobj=file))
             if ending.endswith(".parquet"):
-                yield from _parquet_objects(name, plain, kept)
+                yield from _parquet_objects(name, plain, columns is not None, kept)
             elif ending.endswith((".jsonl", ".ndjson")):
                 yield from RowReader(name, COLUMNS, False, kept).objects(_json_rows(name, plain))
             elif ending.endswith(".csv"):
@@ -169,12 +169,14 @@ def _decoded(rows: Iterable[list[str]], key: int) -> Iterator[Sequence[str]]:
         yield [unquote_plus(cell) if position == key else cell for position, cell in enumerate(row)]
 
 
-def _parquet_objects(name: str, file: BinaryIO, kept: ObjectFilter | None) -> Iterator[S3BucketKeyData]:
+def _parquet_objects(
+    name: str, file: BinaryIO, is_inventory: bool, kept: ObjectFilter | None
+) -> Iterator[S3BucketKeyData]:
     module = require_pyarrow(name)
     with _parquet_errors(name):
         parquet = module.ParquetFile(file)
         names = parquet.schema_arrow.names
-    reader = RowReader(name, names, looks_like_inventory(names), kept)
+    reader = RowReader(name, names, is_inventory or looks_like_inventory(names), kept)
     known = reader.known_names()
     yield from replace(reader, names=known).objects(_parquet_rows(name, parquet, known))
 

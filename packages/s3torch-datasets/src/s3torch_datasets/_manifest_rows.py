@@ -12,7 +12,6 @@ from s3torch_datasets._filters import ObjectFilter, is_archived, is_directory_ma
 
 COLUMNS = ("bucket", "key", "size", "etag", "version_id")
 _KNOWN = {"bucket", "key", "size", "etag", "versionid", "islatest", "isdeletemarker", "storageclass"}
-# Of an S3 Inventory, whose versions need not be named: the latest is what a read gets.
 _INVENTORY_ONLY = {"islatest", "isdeletemarker", "storageclass"}
 
 
@@ -50,6 +49,8 @@ class RowReader:
         """Yields the objects that count."""
         names = self._normal_names()
         positions = {name: names.index(name) for name in names if name in _KNOWN}
+        if self._versions_are_the_latest():
+            positions.pop("versionid", None)
         for number, row in enumerate(rows, 1):
             if len(row) != len(names):
                 raise ValueError(f"{self.source}: row {number} has {len(row)} columns and not {len(names)}")
@@ -63,6 +64,14 @@ class RowReader:
     def _normal_names(self) -> list[str]:
         return [name.strip().lower().replace("_", "") for name in self.names]
 
+    def _versions_are_the_latest(self) -> bool:
+        """Whether versions are those of an inventory, which a read gets without naming them.
+
+        In Parquet it calls them `version_id`, as we do, and then tells of each whether it is the latest.
+        """
+        named_so = "versionid" in [name.strip().lower() for name in self.names]
+        return self.is_inventory and (named_so or "islatest" in self._normal_names())
+
     def _object(self, row: Mapping[str, Any]) -> S3BucketKeyData | None:
         bucket, key = _text(row, "bucket"), _text(row, "key")
         if bucket is None or key is None:
@@ -70,12 +79,13 @@ class RowReader:
         size = _size_bytes(row.get("size"))
         if self.is_inventory and not self._counts(row, key, size):
             return None
+        etag, version = _text(row, "etag"), _text(row, "versionid")
         if size is None:
+            if etag is not None or version is not None:
+                raise ValueError("a version or an ETag is of use only with the size of the object beside it")
             return S3BucketKeyData(bucket, key)
-        etag = _text(row, "etag")
-        if etag is not None and not etag.startswith('"'):
+        if etag is not None and not etag.startswith(('"', 'W/"')):
             etag = f'"{etag}"'
-        version = None if self.is_inventory else _text(row, "versionid")
         return S3BucketKeyData(bucket, key, ObjectInfo(key, size, etag, version_id=version))
 
     def _counts(self, row: Mapping[str, Any], key: str, size: int | None) -> bool:
