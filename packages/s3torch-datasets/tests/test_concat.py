@@ -36,6 +36,7 @@ def test_samples_come_as_from_torchs_own(parts: list[S3MapDataset[bytes]]) -> No
     rows = torch.randperm(40, generator=torch.Generator().manual_seed(0)).tolist()
     assert both.__getitems__(rows) == [EXPECTED[row] for row in rows]
     assert both.__getitems__([]) == []
+    assert list(both) == EXPECTED
 
 
 def test_a_batch_over_both_is_fetched_at_the_same_time(
@@ -78,6 +79,16 @@ def test_parts_of_a_split_are_fetched_at_the_same_time_and_may_skip(
         counting_server.shape()
     assert counting_server.counters()["most_in_flight"] >= 2
     assert split.__getitems__([0, 2]) == [b"b7"]  # nothing is left of the first part
+
+
+def test_an_index_error_in_a_transform_is_an_error_and_no_end(
+    counting_server: CountingServer, connection: dict[str, Any], parts: list[S3MapDataset[bytes]]
+) -> None:
+    uri = f"s3://{counting_server.bucket}/a/00"
+    short: S3MapDataset[int] = S3MapDataset.from_objects(uri, transform=lambda reader: reader.read()[9], **connection)
+    both: S3ConcatDataset[Any] = S3ConcatDataset([parts[0], short, parts[1]])
+    with pytest.raises(IndexError, match="index out of range"):
+        list(both)
 
 
 def test_a_row_out_of_range_is_an_index_error(parts: list[S3MapDataset[bytes]]) -> None:

@@ -367,6 +367,22 @@ def test_stop_iteration_in_the_transform_is_an_error_and_no_end(make: Make, fill
         samples(make(transform=transform))
 
 
+def test_an_index_error_in_the_transform_is_an_error_and_no_end(make: Make, fill: Fill) -> None:
+    fill(3)
+    names = ["cat", "dog"]
+    dataset = make(transform=lambda reader: names[len(reader.read()) - 1])
+    with pytest.raises(IndexError) as caught:
+        list(dataset)
+    assert "data/00002" in caught.value.__notes__[0]
+
+
+def test_stop_iteration_in_on_error_is_an_error_and_no_end(make: Make, fill: Fill) -> None:
+    fill(3)
+    spare: Iterator[bytes] = iter([])
+    with pytest.raises(RuntimeError, match=r"on_error raised StopIteration for s3://.*/data/00001"):
+        samples(make(transform=fail_on_two, on_error=lambda error, uri: next(spare)))
+
+
 def test_skip_leaves_objects_out_and_counts_them(make: Make, fill: Fill, caplog: pytest.LogCaptureFixture) -> None:
     contents = fill(4)
     dataset = make(transform=fail_on_two, on_error="skip")

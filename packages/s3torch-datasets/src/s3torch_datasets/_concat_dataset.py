@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -33,6 +33,10 @@ class S3ConcatDataset(ConcatDataset[T_co]):
 
     def __init__(self, datasets: Iterable[Dataset[T_co]]) -> None:
         super().__init__(datasets)
+
+    def __iter__(self) -> Iterator[T_co]:
+        """Returns the samples one by one; without it, an IndexError of a transform would end a loop."""
+        return (self[row] for row in range(len(self)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
         """Returns the samples of a batch in order; objects that `on_error` skips are left out."""

@@ -15,7 +15,7 @@ from s3torch_datasets._background_listing import BackgroundListing
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._complete_index import complete_index
 from s3torch_datasets._disk_cache import DiskCache
-from s3torch_datasets._errors import ErrorHandler
+from s3torch_datasets._errors import ErrorHandler, replace_stop_iteration
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._look_ahead import LookAhead
 from s3torch_datasets._manifest_write import write_manifest
@@ -189,12 +189,8 @@ class ObjectDataset(Generic[T_co]):
             return self._transform(
                 self._reader_constructor(source.bucket, source.key, source.get_object_info, source.get_stream)
             )
-        except StopIteration as error:
-            # Passed on, it would silently end the epoch.
-            stopped = RuntimeError(f"the transform raised StopIteration for {source.uri}")
-            stopped.__cause__ = error
-            return cast(T_co, self._on_error(stopped, source.uri))
         except Exception as error:
+            error = replace_stop_iteration(error, "the transform", source.uri)
             return cast(T_co, self._on_error(error, source.uri))
 
     def __getstate__(self) -> dict[str, Any]:

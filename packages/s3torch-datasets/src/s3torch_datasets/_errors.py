@@ -55,7 +55,10 @@ class ErrorHandler:
             outcome: Any = SKIP
         else:
             assert callable(self._on_error)
-            outcome = self._on_error(error, uri)
+            try:
+                outcome = self._on_error(error, uri)
+            except StopIteration as stopped:
+                raise replace_stop_iteration(stopped, "on_error", uri) from stopped
         if outcome is SKIP:
             self.skipped += 1
             self._last = f"{uri}: {type(error).__name__}: {error}"
@@ -67,6 +70,15 @@ class ErrorHandler:
         return S3Exception(
             f"on_error left out every one of {count} objects that were asked for; the last: {self._last}"
         )
+
+
+def replace_stop_iteration(error: Exception, source: str, uri: str) -> Exception:
+    """Returns the error, or another one for StopIteration: passed on, that would silently end the epoch."""
+    if not isinstance(error, StopIteration):
+        return error
+    replaced = RuntimeError(f"{source} raised StopIteration for {uri}")
+    replaced.__cause__ = error
+    return replaced
 
 
 def name_object(error: BaseException, uri: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from torch.utils.data import Dataset
@@ -160,6 +160,10 @@ class S3MapDataset(ObjectDataset[T_co], Dataset[T_co]):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __iter__(self) -> Iterator[T_co]:
+        """Returns the samples one by one; without it, an IndexError of the transform would end a loop."""
+        return (self[row] for row in range(len(self)))
 
     def __getitem__(self, index: int) -> T_co:
         """Returns one sample; `on_error="skip"` cannot leave it out here, and raises.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from s3torch_datasets._dataset import T_co
-from s3torch_datasets._errors import SKIP, ErrorHandler
+from s3torch_datasets._errors import SKIP, ErrorHandler, replace_stop_iteration
 from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._permutation import mix_number
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
@@ -143,10 +143,10 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         try:
             return self._transform({"__key__": sample.key, **sample.fields})
         except Exception as error:
-            if isinstance(error, StopIteration):
-                error = RuntimeError("the transform raised StopIteration")
+            uri = self._get_source(row).uri
+            error = replace_stop_iteration(error, "the transform", uri)
             error.add_note(f"in the sample {sample.key!r}")
-            outcome: T_co = self._on_error(error, self._get_source(row).uri)
+            outcome: T_co = self._on_error(error, uri)
             return outcome
 
     def _next_sample(self) -> tuple[TarSample | Replacement, int, int | None] | None:
