@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from s3torch_datasets import S3MapDataset
 from servers import CountingServer
@@ -46,6 +46,20 @@ def test_a_map_dataset_is_listed_once_and_read_by_all_workers(
     dataset = make_map(transform=read)
     for _ in range(2):
         assert load(dataset, start_method) == contents
+    assert counting_server.operations().count("ListObjectsV2") == 1
+
+
+@pytest.mark.parametrize("kind", ["make_map", "make_iterable"])
+def test_the_main_process_goes_by_the_list_that_workers_made(
+    request: pytest.FixtureRequest, kind: str, fill: Fill, start_method: str, counting_server: CountingServer
+) -> None:
+    contents = fill(20)
+    dataset = request.getfixturevalue(kind)(transform=read)
+    rows = Subset(dataset, range(5)) if kind == "make_map" else dataset  # nobody asks for the length
+    assert load(rows, start_method, num_workers=1) == contents[: len(rows) if kind == "make_map" else None]
+    counting_server.put("data/0", b"new")  # it would be the first
+    assert next(iter(dataset)) == contents[0]
+    assert load(dataset, start_method, num_workers=1) == contents
     assert counting_server.operations().count("ListObjectsV2") == 1
 
 

@@ -1,7 +1,7 @@
 """One index for all processes of a dataset, made once: by the first that needs it.
 
 A forked worker has the parent's memory. A spawned worker, and forked workers of a parent that had not listed yet, share
-a file: the first of them makes the index and writes it, the others wait for it and map it.
+a file: the first of them makes the index and writes it, the others and the parent wait for it and map it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SharedIndex:
             make: Makes the index, with requests.
         """
         index = self._find()
-        if index is None and self._listing is not None and self._listing.is_running:
+        if index is None and self._listing is not None:
             index = self._listing.wait_for_index()
         elif index is None:
             index = make() if self._is_alone() else self._get_shared(make)
@@ -74,28 +74,36 @@ class SharedIndex:
         """
         if self._find() is not None:
             return None
-        if self._listing is None or not self._listing.is_running:
-            self._listing = start() if self._is_alone() else None
+        if self._listing is None and self._is_alone():
+            self._listing = start()
         return self._listing
 
     def _find(self) -> ObjectIndex | None:
-        """Returns the index where this process has it, be it from a listing that has ended."""
-        if self._listing is not None and self._listing.index is not None:
-            self._index, self._listing = self._listing.index, None
+        """Returns the index where there is one: here, of a listing that has ended, or in the file."""
+        listing = self._listing
+        if listing is not None and not listing.is_running:
+            self._index, self._listing = listing.index, None
+        if self._index is None and self._listing is None:
+            self._index = _map_existing(self._path())
         return self._index
+
+    def _path(self) -> str | None:
+        """Returns where the file of this index is, or would be; None where there can be none."""
+        folder = _folder()
+        return None if folder is None else os.path.join(folder, self._name)
 
     def _is_alone(self) -> bool:
         # A DataLoader may ask for the length after it started its workers, who then need the index too.
         return os.getpid() == self._owner_pid and not multiprocessing.active_children()
 
     def _get_shared(self, make: Callable[[], ObjectIndex]) -> ObjectIndex:
-        folder = _folder()
-        if folder is None or fcntl is None:
+        path = self._path()
+        if path is None or fcntl is None:
             return make()
-        path = os.path.join(folder, self._name)
         with _locked(f"{path}.lock"):
-            with contextlib.suppress(FileNotFoundError):
-                return map_index(path)
+            written = _map_existing(path)  # by the one that was waited for
+            if written is not None:
+                return written
             index = make()
             return _write_and_map(index, path) or index
 
@@ -103,14 +111,12 @@ class SharedIndex:
         index = self._find()
         if not is_spawning():
             return {"index": index}
-        folder = _folder()
-        if index is not None and folder is not None:
-            path = os.path.join(folder, self._name)
-            if not os.path.exists(path):
-                mapped = _write_and_map(index, path)
-                if mapped is None:
-                    return {"index": index}
-                self._index = mapped
+        path = self._path()
+        if index is not None and path is not None and not os.path.exists(path):
+            mapped = _write_and_map(index, path)
+            if mapped is None:
+                return {"index": index}
+            self._index = mapped
         return {"name": self._name, "owner_pid": self._owner_pid}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -121,6 +127,13 @@ class SharedIndex:
             self._listing = None
             self._name = state["name"]
             self._owner_pid = state["owner_pid"]
+
+
+def _map_existing(path: str | None) -> ObjectIndex | None:
+    if path is not None:
+        with contextlib.suppress(FileNotFoundError):
+            return map_index(path)
+    return None
 
 
 def _write_and_map(index: ObjectIndex, path: str) -> ObjectIndex | None:
