@@ -252,6 +252,13 @@ def test_an_inventory_of_few_columns_is_one(
     assert [one.key for one in found] == ["data/a"]
 
 
+def test_an_inventory_may_tell_etags_and_no_sizes(tmp_path: Path, connection: dict[str, Any]) -> None:
+    path = tmp_path / "inventory.csv"
+    path.write_text('"bucket","data/a","abc"\n')
+    found = S3MapDataset.from_manifest(path, columns=["Bucket", "Key", "ETag"], **connection)
+    assert [(one.key, one.object_info) for one in found.index] == [("data/a", None)]
+
+
 def test_an_inventory_is_found_through_its_manifest(
     counting_server: CountingServer, connection: dict[str, Any]
 ) -> None:

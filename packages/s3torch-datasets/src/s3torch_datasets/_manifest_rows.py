@@ -81,7 +81,8 @@ class RowReader:
             return None
         etag, version = _text(row, "etag"), _text(row, "versionid")
         if size is None:
-            if etag is not None or version is not None:
+            # An inventory lists what it was told to, and means no condition by it.
+            if version is not None or (etag is not None and not self.is_inventory):
                 raise ValueError("a version or an ETag is of use only with the size of the object beside it")
             return S3BucketKeyData(bucket, key)
         if etag is not None and not etag.startswith(('"', 'W/"')):
