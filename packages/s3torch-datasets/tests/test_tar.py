@@ -530,6 +530,9 @@ class DecryptingFile:
     def read(self, size: int) -> bytes:
         return self._reader.read(size).translate(CIPHER)
 
+    def seek(self, offset: int) -> int:
+        return self._reader.seek(offset)
+
     def close(self) -> None:
         self._reader.close()
 
@@ -549,6 +552,23 @@ def test_what_a_reader_of_ones_own_makes_of_a_shard_is_not_cached_as_the_shard(
         uri, transform=methodcaller("read"), cache_dir=tmp_path, **connection
     ).__getitems__([0])
     assert as_it_is == stored
+
+
+@pytest.mark.parametrize("constructor", [DecryptingReader, DecryptingFile])
+def test_the_samples_of_the_buffer_come_again_through_a_reader_of_ones_own(
+    make: Make, counting_server: CountingServer, constructor: Any
+) -> None:
+    members = [(f"{number}.bin", bytes(1000)) for number in range(30)]
+    counting_server.put("shards/0.tar", archive(members).translate(CIPHER))
+    options = {"transform": key, "reader_constructor": constructor, "shuffle": True, "shuffle_buffer": 8}
+    dataset = make(**options)
+    iterator = iter(dataset)
+    read = [next(iterator) for _ in range(9)]
+    resumed = make(**options)
+    resumed.load_state_dict(dataset.state_dict())
+    rest = list(resumed)
+    assert rest == list(iterator)
+    assert sorted(read + rest) == sorted(str(number) for number in range(30))
 
 
 def test_a_shard_that_was_left_early_is_not_cached(

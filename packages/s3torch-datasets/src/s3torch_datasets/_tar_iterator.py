@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from s3torch_datasets._permutation import mix_number
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._resume import Progress, State
 from s3torch_datasets._shard_rows import ShardRows
-from s3torch_datasets._tar import TarSample, iterate_samples
+from s3torch_datasets._tar import TarSample
 from s3torch_datasets._tar_shard import TarShard
 
 _AHEAD_BYTES = 32 * 2**20
@@ -256,27 +255,26 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
 
     def _read_ranges(self, origins: list[tuple[int, int, int]]) -> None:
         """Puts the next samples into the buffer."""
-        sources = [self._get_source(row) for row, _, _ in origins]
-        streams = [source.get_stream(start, end) for source, (_, start, end) in zip(sources, origins, strict=True)]
+        shards = [TarShard(row, self._get_source(row), self._constructor) for row, _, _ in origins]
         try:
-            for stream in streams:
-                stream.prefetch()
-            for source, stream, origin in zip(sources, streams, origins, strict=True):
+            for shard, (_, start, end) in zip(shards, origins, strict=True):
+                shard.prefetch_sample(start, end)
+            for shard, origin in zip(shards, origins, strict=True):
                 _, start, end = origin
                 try:
-                    (sample,) = iterate_samples(io.BytesIO(stream.read_all()), source.uri, start, end)
+                    sample = shard.read_sample(start, end)
                 except Exception as error:
                     place = len(self._buffer)
                     del self._position.origins[place]
-                    outcome = self._on_error(error, source.uri)
+                    outcome = self._on_error(error, shard.uri)
                     if outcome is not SKIP:
                         self._position.origins.insert(place, origin)
                         self._buffer.append(Replacement(outcome))
                 else:
                     self._buffer.append(sample)
         finally:
-            for stream in streams:
-                stream.close()
+            for shard in shards:
+                shard.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_coming"):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
 from s3torch_datasets._disk_cache import CacheFile
-from s3torch_datasets._object_source import ObjectSource
+from s3torch_datasets._object_source import ObjectSource, ObjectStream
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._reader_constructor import gives_own_bytes
-from s3torch_datasets._tar import TarSample, iterate_samples
+from s3torch_datasets._tar import ForwardFile, TarSample, iterate_samples
 
 _ASSUMED_FIRST_BYTES = 8 * 2**20
 _PADDING_BYTES = 64 * 2**10
@@ -55,6 +56,7 @@ class TarShard:
         self._source = source
         self._constructor = constructor
         self._reader: Any = None
+        self._range: ObjectStream | None = None
         self._error: Exception | None = None
 
     def prefetch(self) -> None:
@@ -82,11 +84,31 @@ class TarShard:
         finally:
             kept.discard()
 
+    def prefetch_sample(self, start: int, end: int) -> None:
+        """Sends the request for the bytes of one sample, where it is known that the reader gives them as they are."""
+        if gives_own_bytes(self._open()):
+            self._range = self._source.get_stream(start, end)
+            self._range.prefetch()
+
+    def read_sample(self, start: int, end: int) -> TarSample:
+        """Returns the one sample between two offsets."""
+        file: ForwardFile
+        if self._range is not None:
+            file = io.BytesIO(self._range.read_all())
+        else:
+            file = self._open()
+            self._reader.seek(start)
+        (sample,) = iterate_samples(file, self.uri, start, end)
+        return sample
+
     def close(self) -> None:
         """Stops what is on its way."""
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.close()
+        part, self._range = self._range, None
+        if part is not None:
+            part.close()
 
     def _open(self) -> Any:
         if self._reader is None:
