@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -296,6 +297,38 @@ def test_saves_of_one_writer_may_overlap(
         assert load(options, second) == 2.0
     assert len([key for key in counting_server.objects() if not key.endswith(".metadata")]) == 4 * len(set(paths))
     assert counting_server.uploads() == []
+
+
+def test_saves_with_cached_plans_that_overlap_commit_each_its_own(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    if "enable_plan_caching" not in signature(DefaultSavePlanner).parameters:
+        pytest.skip("this version of torch has no plan caching")
+
+    def save(name: str, value: float) -> Any:
+        writer = S3StorageWriter(path=f"{root}/{name}", **options)
+        return dcp.save(
+            {"cached": torch.full((10,), value)},
+            storage_writer=writer,
+            planner=DefaultSavePlanner(enable_plan_caching=True),
+        )
+
+    for name in ("first", "second"):
+        save(name, 0.0)
+    counting_server.clear()
+    counting_server.fault(method="HEAD", key="run/first/.metadata", times=1, hold=True)
+    with ThreadPoolExecutor(1) as thread:
+        saving = thread.submit(save, "first", 1.0)
+        try:
+            counting_server.wait_for_requests(1, timeout_seconds=60, key="run/first/.metadata")
+            assert save("second", 2.0).storage_meta.checkpoint_id == f"{root}/second"
+        finally:
+            counting_server.release()
+        assert saving.result().storage_meta.checkpoint_id == f"{root}/first"
+    for name, value in (("first", 1.0), ("second", 2.0)):
+        target = {"cached": torch.zeros(10)}
+        dcp.load(target, storage_reader=S3StorageReader(path=f"{root}/{name}", **options))
+        assert (target["cached"] == value).all()
 
 
 def test_a_checkpoint_that_appears_during_a_save_is_not_replaced_and_no_data_is_left(

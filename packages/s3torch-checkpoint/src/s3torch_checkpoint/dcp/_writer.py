@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import threading
@@ -262,12 +263,15 @@ class S3StorageWriter(StorageWriter):
         except CheckpointError:
             delete_quietly(self._client, save.address, {info.relative_path for info in stored.values()})
             raise
-        metadata.storage_data = stored
-        metadata.storage_meta = self.storage_meta()
+        # With cached plans, torch gives all saves of one plan the same object: what is committed is a copy of its own.
+        committed = copy.copy(metadata)
+        committed.storage_data = stored
+        committed.storage_meta = self.storage_meta()
         version = getattr(filesystem, "CURRENT_DCP_VERSION", None)
         if version is not None:
-            metadata.version = version
-        commit(self._client, save.address, _metadata_name(save), metadata)
+            committed.version = version
+        commit(self._client, save.address, _metadata_name(save), committed)
+        vars(metadata).update(vars(committed))  # `dcp.save` returns it
 
     @property
     def _current(self) -> _Save:
