@@ -22,6 +22,7 @@ RANKS = Path(__file__).parent / "workers" / "ranks.py"
 # One rank's part of a save is one object, and rank 0 writes the metadata.
 REQUESTS_OF_A_SAVE_BY_TWO = 3
 NOT_DONE = "was not done"
+OF_ONE_MEMORY = ("load_replicated_into_the_same_memory", "load_replicated_through_one_buffer")
 
 
 class Job:
@@ -96,6 +97,7 @@ def four_ranks(server: CountingServer, root: str, two_ranks: Job) -> Job:
     server.clear()
     steps: list[tuple[str, ...]] = [("load", f"{root}/b", "1"), ("load_part", f"{root}/c", "1")]
     steps += [("load_replicated", f"{root}/d", "1", "job"), ("load_replicated", f"{root}/e", "1", "node")]
+    steps += [(step, f"{root}/a", "1") for step in OF_ONE_MEMORY]
     steps += [("fail_to_load_replicated", f"{root}/a", where) for where in ("finish", "resolve", "commit")]
     steps += [("save", f"{root}/m", "4"), ("load_replicated_in_groups", f"{root}/g", "1")]
     return Job(server, 4, steps)
@@ -172,6 +174,11 @@ def test_a_replicated_load_fetches_once_per_node(four_ranks: Job, server: Counti
 def test_groups_of_ranks_load_replicated_each_within_itself(four_ranks: Job, server: CountingServer, root: str) -> None:
     four_ranks.check(("load_replicated_in_groups", f"{root}/g", "1"))
     assert fetched_bytes(server, "g") <= 2 * 1.05 * stored_bytes(server, "g")
+
+
+@pytest.mark.parametrize("step", OF_ONE_MEMORY)
+def test_a_replicated_load_tears_no_tensors_of_one_memory(four_ranks: Job, root: str, step: str) -> None:
+    four_ranks.check((step, f"{root}/a", "1"))
 
 
 @pytest.mark.parametrize("where", ["finish", "resolve", "commit"])

@@ -35,6 +35,17 @@ def settle(tensor: torch.Tensor) -> None:
         torch.cuda.current_stream(tensor.device).synchronize()
 
 
+def elements_of(data: torch.Tensor, dtype: torch.dtype, block: Block) -> torch.Tensor:
+    """See the elements of a block in its bytes.
+
+    Args:
+        data: The bytes of the block, a uint8 tensor on any device.
+        dtype: dtype of the elements.
+        block: The block.
+    """
+    return data.view(dtype).as_strided(block.lengths, block.strides)
+
+
 class BlockPiece:
     """Bytes that hold a block of elements for a destination elsewhere: another device, dtype, or stride."""
 
@@ -59,19 +70,16 @@ class BlockPiece:
         assert self._staging is not None
         staging, self._staging = self._staging, None
         if not self._target.is_cuda:
-            self._target.copy_(self._elements(staging))
+            self._target.copy_(elements_of(staging, self._dtype, self._block))
         else:
             if not self._is_copied_as_it_is():
                 # torch would pick the elements out on the CPU, into memory that is not pinned.
                 staging = staging.to(self._target.device, non_blocking=True)
-            self._target.copy_(self._elements(staging), non_blocking=True)
+            self._target.copy_(elements_of(staging, self._dtype, self._block), non_blocking=True)
             # The next pieces are being fetched meanwhile by another thread, so that to wait costs nothing. Otherwise a
             # device that is busy would keep ever more pinned buffers waiting for their turn.
             settle(self._target)
         self._on_done()
-
-    def _elements(self, staging: torch.Tensor) -> torch.Tensor:
-        return staging.view(self._dtype).as_strided(self._block.lengths, self._block.strides)
 
     def _is_copied_as_it_is(self) -> bool:
         return (

@@ -145,6 +145,37 @@ def load_replicated_in_groups(uri: str, seed: str) -> None:
     check(state, int(seed))
 
 
+def load_replicated_into_the_same_memory(uri: str, seed: str) -> None:
+    """Of tied weights that were saved apart, the last one stays on every rank."""
+    tied = torch.zeros(ROWS, COLUMNS)
+    state = {"model": {"everywhere": tied, "large": torch.zeros(LARGE_ROWS, 1000), "plain": tied}}
+    dcp.load(state, storage_reader=S3StorageReader(None, uri, replicated=True))
+    for name in ("large", "plain"):
+        assert torch.equal(state["model"][name], full(name, int(seed))), f"{name} is wrong on rank {dist.get_rank()}"
+
+
+class OneBufferPlanner(DefaultLoadPlanner):
+    """Gives the same memory for every tensor, and copies it out when it is filled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffer = torch.zeros(LARGE_ROWS * 1000)
+
+    def resolve_tensor(self, read_item: Any) -> Any:
+        place = super().resolve_tensor(read_item)
+        return self._buffer[: place.numel()].view(place.shape)
+
+    def commit_tensor(self, read_item: Any, tensor: Any) -> None:
+        super().resolve_tensor(read_item).copy_(tensor)
+
+
+def load_replicated_through_one_buffer(uri: str, seed: str) -> None:
+    state = {"model": {name: torch.zeros_like(full(name, 0)) for name in ("everywhere", "large", "plain", "columns")}}
+    dcp.load(state, storage_reader=S3StorageReader(None, uri, replicated=True), planner=OneBufferPlanner())
+    for name, tensor in state["model"].items():
+        assert torch.equal(tensor, full(name, int(seed))), f"{name} is wrong on rank {dist.get_rank()}"
+
+
 class FailingSavePlanner(DefaultSavePlanner):
     """Raises on the last rank, in the middle of writing."""
 

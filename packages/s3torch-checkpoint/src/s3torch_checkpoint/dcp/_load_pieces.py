@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any, cast
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner, ReadItem
 
 from .._errors import CorruptCheckpointError
 from .._fetch_plan import Want
 from .._memory import is_plain, tensor_buffer
-from .._region import cut_region
-from .._tensor_pieces import BlockPiece, PlainPiece, settle
+from .._region import Block, cut_region
+from .._tensor_pieces import BlockPiece, PlainPiece, elements_of, settle
 from ._payload import Payload, payload_of
 from ._sharing import BLOCK_BYTES
 
@@ -75,9 +76,10 @@ class WholePiece:
 
 
 LoadPiece = PlainPiece | BlockPiece | WholePiece
+# Where the elements of an item go: a tensor that is filled as its bytes come, or what takes all of them at once.
+Destination = torch.Tensor | Callable[[torch.Tensor], None]
 
 
-@dataclass(frozen=True, slots=True)
 class ItemReader:
     """Makes the pieces of load items.
 
@@ -87,90 +89,158 @@ class ItemReader:
         uri_of: Spells the URI of an object of the checkpoint, for messages.
     """
 
-    planner: LoadPlanner
-    decode: Decode
-    uri_of: Callable[[str], str]
+    def __init__(self, planner: LoadPlanner, decode: Decode, uri_of: Callable[[str], str]) -> None:
+        self._planner = planner
+        self._decode = decode
+        self._uri_of = uri_of
+        # A planner of another kind may give memory that it uses for the next tensor once it has committed this one.
+        self._gives_the_state = all(
+            getattr(getattr(planner, name), "__func__", None) is getattr(DefaultLoadPlanner, name)
+            for name in ("resolve_tensor", "commit_tensor")
+        )
 
-    def pieces(self, item: ReadItem, info: Any, key: str, *, in_blocks: bool = False) -> Iterator[LoadPiece]:
+    def destination(self, item: ReadItem, info: Any) -> Destination | None:
+        """Where a tensor goes; None for what is no tensor.
+
+        Args:
+            item: The item.
+            info: torch's record of where it is stored.
+        """
+        if item.type == LoadItemType.BYTE_IO:
+            return None
+        return self._target(item, info) if self._gives_the_state else partial(self.put, item, info)
+
+    def put(self, item: ReadItem, info: Any, tensor: torch.Tensor) -> None:
+        """Ask the planner for a tensor's place, fill it, and commit it.
+
+        Args:
+            item: The item.
+            info: torch's record of where it is stored.
+            tensor: What to fill it with.
+        """
+        self._fill(item, self._target(item, info), tensor)
+
+    def pieces(
+        self, item: ReadItem, info: Any, key: str, destination: Destination | None, *, in_blocks: bool = False
+    ) -> Iterator[LoadPiece]:
         """Give what must be fetched for one item.
 
         Args:
             item: The item.
             info: torch's record of where it is stored.
             key: Key of the object.
+            destination: Where it goes, if it is a tensor.
             in_blocks: Cut the item as `block_sizes` does, wherever its destination is.
 
         Yields:
             The pieces; none for a tensor without elements, which is done at once.
         """
         payload = payload_of(info)
-        if item.type == LoadItemType.BYTE_IO:
+        if destination is None:
             yield self._bytes_piece(item, info, key)
-        elif payload is not None and not _descriptors(info):
-            yield from self._payload_pieces(item, payload, key, info, in_blocks)
+        elif payload is None or _descriptors(info):
+            yield self._tensor_piece(item, info, key, destination)
+        elif isinstance(destination, torch.Tensor):
+            yield from self._pieces_in_place(item, payload, key, info, destination, in_blocks)
         else:
-            yield self._tensor_piece(item, info, key)
+            yield from self._pieces_aside(item, payload, key, info, destination, in_blocks)
 
     def _bytes_piece(self, item: ReadItem, info: Any, key: str) -> WholePiece:
         def use(data: memoryview) -> None:
             stream = self._decoded(info, data)
-            self.planner.load_bytes(item, stream if isinstance(stream, io.BytesIO) else io.BytesIO(data))
+            self._planner.load_bytes(item, stream if isinstance(stream, io.BytesIO) else io.BytesIO(data))
 
         return WholePiece(Want(key, info.offset, info.offset + info.length), use)
 
-    def _tensor_piece(self, item: ReadItem, info: Any, key: str) -> WholePiece:
+    def _tensor_piece(self, item: ReadItem, info: Any, key: str, destination: Destination) -> WholePiece:
         def use(data: memoryview) -> None:
             tensor = torch.load(self._decoded(info, data), map_location="cpu", weights_only=True)  # type: ignore[arg-type]
             for dimension, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 if (offset, length) != (0, tensor.size(dimension)):
                     tensor = tensor.narrow(dimension, offset, length)
-            target = self._target(item, info)
-            target.copy_(tensor)
-            settle(target)
-            self.planner.commit_tensor(item, target)
+            if isinstance(destination, torch.Tensor):
+                self._fill(item, destination, tensor)
+            else:
+                destination(tensor)
 
         return WholePiece(Want(key, info.offset, info.offset + info.length), use)
 
-    def _payload_pieces(
-        self, item: ReadItem, payload: Payload, key: str, info: Any, in_blocks: bool
+    def _pieces_in_place(
+        self, item: ReadItem, payload: Payload, key: str, info: Any, target: torch.Tensor, in_blocks: bool
     ) -> Iterator[LoadPiece]:
-        target = self._target(item, info)
         itemsize = payload.dtype.itemsize
         in_place = is_plain(target) and target.dtype == payload.dtype
-        try:
-            blocks = list(
-                cut_region(
-                    payload.shape,
-                    tuple(item.storage_offsets),
-                    tuple(item.lengths),
-                    itemsize,
-                    max_block_bytes=None if in_place and not in_blocks else BLOCK_BYTES,
-                )
-            )
-        except ValueError as error:
-            raise CorruptCheckpointError(
-                f"{item.storage_index.fqn!r} in {self.uri_of(info.relative_path)}: {error}"
-            ) from error
+        blocks = self._blocks(item, payload, info, is_cut=in_blocks or not in_place)
         left = len(blocks)
 
         def block_done() -> None:
             nonlocal left
             left -= 1
             if left == 0:
-                self.planner.commit_tensor(item, target)
+                self._planner.commit_tensor(item, target)
 
         if not blocks:
-            self.planner.commit_tensor(item, target)
+            self._planner.commit_tensor(item, target)
         for block in blocks:
             want = Want(key, payload.start + block.start, payload.start + block.end)
-            part = target
-            for dimension, (offset, length) in enumerate(zip(block.offsets, block.lengths, strict=True)):
-                if length != target.size(dimension):
-                    part = part.narrow(dimension, offset, length)
+            part = _part(target, block)
             if in_place and block.is_dense(itemsize) and part.is_contiguous():
                 yield PlainPiece(want, part, block_done)
             else:
                 yield BlockPiece(want, block, payload.dtype, part, block_done)
+
+    def _pieces_aside(
+        self,
+        item: ReadItem,
+        payload: Payload,
+        key: str,
+        info: Any,
+        take: Callable[[torch.Tensor], None],
+        in_blocks: bool,
+    ) -> Iterator[LoadPiece]:
+        blocks = self._blocks(item, payload, info, is_cut=in_blocks)
+        left = len(blocks)
+        whole: torch.Tensor | None = None
+
+        def block_came(block: Block, data: memoryview) -> None:
+            nonlocal left, whole
+            elements = elements_of(torch.frombuffer(data, dtype=torch.uint8), payload.dtype, block)
+            left -= 1
+            if len(blocks) > 1:
+                if whole is None:
+                    whole = torch.empty(item.lengths, dtype=payload.dtype, device="cpu")
+                _part(whole, block).copy_(elements)
+                elements = whole
+            if left == 0:
+                whole = None
+                take(elements)
+
+        if not blocks:
+            take(torch.empty(item.lengths, dtype=payload.dtype, device="cpu"))
+        for block in blocks:
+            want = Want(key, payload.start + block.start, payload.start + block.end)
+            yield WholePiece(want, partial(block_came, block))
+
+    def _blocks(self, item: ReadItem, payload: Payload, info: Any, *, is_cut: bool) -> list[Block]:
+        try:
+            return list(
+                cut_region(
+                    payload.shape,
+                    tuple(item.storage_offsets),
+                    tuple(item.lengths),
+                    payload.dtype.itemsize,
+                    max_block_bytes=BLOCK_BYTES if is_cut else None,
+                )
+            )
+        except ValueError as error:
+            raise CorruptCheckpointError(
+                f"{item.storage_index.fqn!r} in {self._uri_of(info.relative_path)}: {error}"
+            ) from error
+
+    def _fill(self, item: ReadItem, target: torch.Tensor, tensor: torch.Tensor) -> None:
+        target.copy_(tensor)
+        settle(target)
+        self._planner.commit_tensor(item, target)
 
     def _decoded(self, info: Any, data: memoryview) -> io.BytesIO | _MemoryFile:
         """The item as it was before its transforms."""
@@ -178,7 +248,7 @@ class ItemReader:
         descriptors = _descriptors(info)
         if not descriptors:
             return stored
-        stream = self.decode(descriptors, cast("IO[bytes]", stored))
+        stream = self._decode(descriptors, cast("IO[bytes]", stored))
         decoded = io.BytesIO()
         while True:
             position = stored.tell()
@@ -190,13 +260,21 @@ class ItemReader:
         return decoded
 
     def _target(self, item: ReadItem, info: Any) -> torch.Tensor:
-        target = self.planner.resolve_tensor(item).detach()
+        target = self._planner.resolve_tensor(item).detach()
         if tuple(target.shape) != tuple(item.lengths):
             raise CorruptCheckpointError(
-                f"{item.storage_index.fqn!r} in {self.uri_of(info.relative_path)} has {tuple(item.lengths)} elements "
+                f"{item.storage_index.fqn!r} in {self._uri_of(info.relative_path)} has {tuple(item.lengths)} elements "
                 f"to load into a destination of shape {tuple(target.shape)}"
             )
         return target
+
+
+def _part(tensor: torch.Tensor, block: Block) -> torch.Tensor:
+    """The part of a tensor, which is a whole region, that one block of it fills."""
+    for dimension, (offset, length) in enumerate(zip(block.offsets, block.lengths, strict=True)):
+        if length != tensor.size(dimension):
+            tensor = tensor.narrow(dimension, offset, length)
+    return tensor
 
 
 def needed_bytes(item: ReadItem, info: Any) -> int:

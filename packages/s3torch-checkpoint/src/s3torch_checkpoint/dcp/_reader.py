@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import IO, Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
@@ -25,6 +26,7 @@ from ._commit import read_metadata_object
 from ._found_payload import MIN_ITEM_BYTES, EndPiece, end_pieces
 from ._load_pieces import ItemReader, LoadPiece, is_opaque_tensor, needed_bytes
 from ._names import METADATA_NAME, is_data_name, new_save_id, rank_metadata_name
+from ._places import Places
 from ._portable_errors import portable_errors
 from ._shared_load import load_shared
 from ._sharing import Identity, LoadNote, SharePlan, identity_of, plan_sharing
@@ -36,7 +38,8 @@ class S3StorageReader(StorageReader):
 
     All ranges that a rank needs are planned together and fetched in parallel, straight into the destination tensors
     where those are contiguous CPU tensors of the stored dtype. Of a tensor that is loaded in part, only the rows needed
-    are fetched.
+    are fetched. Tensors that share memory are loaded one after the other, and a planner with a `resolve_tensor` or
+    `commit_tensor` of its own gets each tensor resolved, filled and committed before the next one.
 
     Args:
         region: AWS region of the bucket; None for the environment's.
@@ -227,7 +230,7 @@ class S3StorageReader(StorageReader):
         try:
             if share_plan is None:
                 self._find_payloads(plan.items)
-                self._fetch([piece for item in plan.items for piece in self._pieces(items, item)], plan.items)
+                self._load_alone(plan.items, items)
             else:
                 self._load_shared(plan, share_plan, items)
         except NoSuchKeyError as error:
@@ -239,25 +242,50 @@ class S3StorageReader(StorageReader):
         future.set_result(None)
         return future
 
-    def _pieces(self, items: ItemReader, item: ReadItem, *, in_blocks: bool = False) -> list[LoadPiece]:
-        info = self._info(item.storage_index)
-        return list(items.pieces(item, info, self._address.key(info.relative_path), in_blocks=in_blocks))
+    def _load_alone(self, todo: Sequence[ReadItem], items: ItemReader) -> None:
+        while todo:
+            places = Places()
+            now: list[ReadItem] = []
+            later: list[ReadItem] = []  # what fills the same memory again, as tied weights that were saved apart do
+            pieces: list[LoadPiece] = []
+            for item in todo:
+                info = self._info(item.storage_index)
+                destination = items.destination(item, info)
+                if isinstance(destination, torch.Tensor) and not places.take(item.dest_index, destination):
+                    later.append(item)
+                else:
+                    now.append(item)
+                    pieces += items.pieces(item, info, self._address.key(info.relative_path), destination)
+            self._fetch(pieces, now)
+            todo = later
 
     def _load_shared(self, plan: LoadPlan, share_plan: SharePlan, items: ItemReader) -> None:
         shared_identities = set(share_plan.items)
+        # What fills the same memory again: the ranks count on it now, so that it is kept until all the rest is there.
+        kept: list[tuple[ReadItem, list[torch.Tensor]]] = []
 
         def make_pieces() -> tuple[list[LoadPiece], dict[Identity, list[LoadPiece]]]:
+            places = Places()
             alone: list[LoadPiece] = []
             shared: dict[Identity, list[LoadPiece]] = {}
             for item in plan.items:
+                info = self._info(item.storage_index)
+                key = self._address.key(info.relative_path)
+                destination = items.destination(item, info)
+                if isinstance(destination, torch.Tensor) and not places.take(item.dest_index, destination):
+                    tensors: list[torch.Tensor] = []
+                    kept.append((item, tensors))
+                    destination = tensors.append
                 identity = identity_of(item)
                 if identity in shared_identities and identity not in shared:
-                    shared[identity] = self._pieces(items, item, in_blocks=True)
+                    shared[identity] = list(items.pieces(item, info, key, destination, in_blocks=True))
                 else:
-                    alone += self._pieces(items, item)
+                    alone += items.pieces(item, info, key, destination)
             return alone, shared
 
         load_shared(share_plan, make_pieces, self._fetch, self._group, self._replicated_timeout_seconds)
+        for item, tensors in kept:
+            items.put(item, self._info(item.storage_index), tensors.pop())
 
     def _fetch(self, pieces: Sequence[Piece], whole_items: Sequence[ReadItem] = ()) -> None:
         allowance: dict[tuple[str, int], int] = {}
