@@ -109,6 +109,21 @@ def test_the_first_error_stops_the_rest(counting_server: CountingServer, client:
     assert len(counting_server.requests) < 1000
 
 
+def test_progress_can_end_the_reading_while_no_answer_comes(
+    counting_server: CountingServer, client: S3Client, bucket: str
+) -> None:
+    def give_up(count: int) -> None:
+        raise RuntimeError(f"{count} bytes came")
+
+    buffer = bytearray(10)
+    counting_server.fault(operation="GetObject", hold=True)
+    with pytest.raises(RuntimeError, match="0 bytes came"):
+        client.read_ranges([RangeRead(bucket, "folder/1", 0, buffer)], progress=give_up)
+    counting_server.release()
+    client.head_object(bucket, "folder/1")
+    assert buffer == bytes(10)
+
+
 def test_a_range_past_the_end_raises(client: S3Client, bucket: str) -> None:
     for start in (len(OBJECTS["folder/1"]) - 5, len(OBJECTS["folder/1"]) + 5):
         with pytest.raises(S3Exception, match=f"s3://{bucket}/folder/1 failed"):

@@ -19,7 +19,7 @@ MiB = 2**20
 class BufferPiece:
     """Bytes for a buffer of its own."""
 
-    def __init__(self, want: Want, error: Exception | None = None) -> None:
+    def __init__(self, want: Want, error: BaseException | None = None) -> None:
         self.want = want
         self.memory_bytes = want.end - want.start
         self.data = bytearray(self.memory_bytes)
@@ -45,6 +45,25 @@ def test_an_error_ends_the_transfers_before_it_is_raised(
         fetch_pieces(client, counting_server.bucket, pieces, progress, window_bytes=2 * MiB)
     assert bytes(first.data) == b"x" * 2 * MiB
     assert not [thread for thread in threading.enumerate() if thread.name == "s3torch-checkpoint-load"]
+
+
+def test_nothing_is_written_after_ctrl_c_however_late_the_answer_comes(
+    options: dict[str, Any], counting_server: CountingServer
+) -> None:
+    counting_server.put("early", b"x" * 100)
+    counting_server.put("late", b"y" * 100)
+    counting_server.fault(operation="GetObject", key="late", hold=True)
+    late = BufferPiece(Want("late", 0, 100))
+    pieces = [BufferPiece(Want("early", 0, 100), KeyboardInterrupt()), late]
+    client = S3Client(options["region"], endpoint=options["endpoint"], s3client_config=options["s3client_config"])
+    with TransferProgress("", None, enabled=False) as progress, pytest.raises(KeyboardInterrupt):
+        fetch_pieces(client, counting_server.bucket, pieces, progress)
+    left = [thread for thread in threading.enumerate() if thread.name == "s3torch-checkpoint-load"]
+    counting_server.release()
+    for thread in left:
+        thread.join(60)
+    assert late.data == bytes(100)
+    assert left == []
 
 
 def test_a_piece_is_finished_while_others_are_still_on_their_way(

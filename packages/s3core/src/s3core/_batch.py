@@ -29,7 +29,12 @@ J = TypeVar("J", bound=Job)
 
 
 def run_all(
-    pool: Pool, jobs: Iterator[J], *, most_bytes: int | None = None, on_end: Callable[[J, int], None] | None = None
+    pool: Pool,
+    jobs: Iterator[J],
+    *,
+    most_bytes: int | None = None,
+    on_end: Callable[[J, int], None] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> None:
     """Run jobs until all are done.
 
@@ -42,6 +47,7 @@ def run_all(
         jobs: The jobs, taken one by one as others end.
         most_bytes: Bound of the bytes of the jobs that are handed over, unless one job alone exceeds it; None for none.
         on_end: Called in the caller's thread with each job that ended, and the bytes that came.
+        on_wait: Called in the caller's thread every half a second in which none ends.
 
     Raises:
         BaseException: The first job's error. Whatever is raised, no job writes a byte after it.
@@ -52,8 +58,11 @@ def run_all(
         while job is not None or batch.running:
             is_launched = job is not None and batch.launch(job)
             ended = batch.poll(wait=not is_launched)
-            if ended is not None and on_end is not None:
-                on_end(*ended)
+            if ended is not None:
+                if on_end is not None:
+                    on_end(*ended)
+            elif not is_launched and on_wait is not None:
+                on_wait()
             if is_launched:
                 job = next(jobs, None)
     except BaseException:
@@ -86,7 +95,7 @@ class _Batch(Generic[J]):
         """Take note of a job that ended.
 
         Args:
-            wait: Wait for one, if there is any on its way.
+            wait: Wait for one for half a second.
 
         Returns:
             It and its number of bytes; None when none has ended.
@@ -94,19 +103,15 @@ class _Batch(Generic[J]):
         Raises:
             BaseException: The job's error.
         """
-        while self.running:
-            try:
-                job, outcome = self._ended.get(timeout=_SLICE_SECONDS) if wait else self._ended.get_nowait()
-            except Empty:
-                if wait:
-                    continue
-                return None
-            self.running.discard(job)
-            self._bytes_handed_over -= job.size
-            if isinstance(outcome, BaseException):
-                raise outcome
-            return job, outcome
-        return None
+        try:
+            job, outcome = self._ended.get(timeout=_SLICE_SECONDS) if wait else self._ended.get_nowait()
+        except Empty:
+            return None
+        self.running.discard(job)
+        self._bytes_handed_over -= job.size
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return job, outcome
 
     def stop(self) -> None:
         """Start no further job and let none write any more."""

@@ -183,7 +183,8 @@ class S3Client:
 
         Args:
             reads: The ranges with their buffers; an iterable is taken one by one as requests become free.
-            progress: Called in this thread with the number of bytes of each request that ended.
+            progress: Called in this thread with the number of bytes of each request that ended, and with 0 every half
+                a second in which none ends. What it raises ends the reading.
             on_read: Called in this thread with the number of each read, counted from 0, once its buffer is full; in
                 the order in which they end.
 
@@ -192,7 +193,7 @@ class S3Client:
 
         Raises:
             ObjectChangedError: An object was replaced meanwhile.
-            S3Exception: A request failed. No buffer is written to after that.
+            S3Exception: A request failed. No buffer is written to after that, or after any other error.
         """
         return read_ranges(self._runtime, reads, progress, on_read)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._answer import Stopped
@@ -160,8 +161,9 @@ def read_ranges(
         if on_read is not None:
             on_read(index)
 
+    on_wait = None if progress is None else partial(progress, 0)
     try:
-        run_all(runtime.pool, jobs(), most_bytes=_most_bytes(runtime), on_end=ended)
+        run_all(runtime.pool, jobs(), most_bytes=_most_bytes(runtime), on_end=ended, on_wait=on_wait)
     except Exception:
         for left in unfilled.values():
             left.destination.release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from ._threads import StoppedError
 MiB = 2**20
 WINDOW_BYTES = 256 * MiB
 _POLL_SECONDS = 0.1
-_STOP_SECONDS = 1.0
 
 
 class Piece(Protocol):
@@ -80,7 +78,8 @@ def fetch_pieces(
         The ETag that each fetched key has, as far as the store tells it.
 
     Raises:
-        S3Exception: A range could not be fetched, or an object changed meanwhile; the transfers have ended.
+        S3Exception: A range could not be fetched, or an object changed meanwhile. Whatever is raised, also for Ctrl-C,
+            the transfers have ended: no byte comes into a destination after it.
     """
     for piece in pieces:
         if piece.want.start == piece.want.end:
@@ -99,8 +98,8 @@ def fetch_pieces(
             if current is not None:
                 load.start(current)
             load.finish_rest(finished)
-    except BaseException as error:
-        load.stop(None if isinstance(error, Exception) else _STOP_SECONDS)
+    except BaseException:
+        load.stop()
         raise
     return load.etags
 
@@ -195,17 +194,10 @@ class _Load:
         while not transfers.ended.empty():
             self._complete(transfers, transfers.ended.get())
 
-    def stop(self, timeout_seconds: float | None) -> None:
-        """Fetch no more: the destinations are the caller's again when the fetching thread has seen it and ended.
-
-        Args:
-            timeout_seconds: How long to wait for that; None to wait until it is so.
-        """
+    def stop(self) -> None:
+        """Fetch no more; returns within a second, when nothing is written to the destinations any longer."""
         self._stopped = True
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while self._thread is not None and self._thread.is_alive():
-            if deadline is not None and time.monotonic() > deadline:
-                return
             self._thread.join(_POLL_SECONDS)
 
     def _complete(self, transfers: _Transfers, number: int | None) -> None:
@@ -255,6 +247,6 @@ class _Load:
             yield RangeRead(self._bucket, fetch.key, fetch.start, buffer, self.etags.get(fetch.key))
 
     def _count(self, length: int) -> None:
-        if self._stopped:
+        if self._stopped:  # asked also while no request ends
             raise StoppedError
         self._progress.advance(length)
