@@ -141,6 +141,32 @@ def test_tensors_are_loaded_into_any_dtype_stride_and_view(options: Options, roo
     assert whole[:10].abs().sum() == whole[74:].abs().sum() == 0
 
 
+class RecordingLoadPlanner(DefaultLoadPlanner):
+    """Loads into copies and puts them in place in `commit_tensor`, as a planner for another memory would."""
+
+    def transform_tensor(self, read_item: Any, tensor: torch.Tensor) -> torch.Tensor:
+        self.place = getattr(self, "place", {})
+        self.place[read_item.dest_index, read_item.dest_offsets] = super().transform_tensor(read_item, tensor)  # type: ignore[no-untyped-call]
+        return self.place[read_item.dest_index, read_item.dest_offsets].clone()
+
+    def commit_tensor(self, read_item: Any, tensor: torch.Tensor) -> None:
+        self.place[read_item.dest_index, read_item.dest_offsets].copy_(tensor)
+
+
+@pytest.mark.parametrize("planner", [DefaultLoadPlanner, RecordingLoadPlanner])
+def test_the_default_device_is_not_the_one_of_buffers(
+    options: Options, root: str, planner: type[DefaultLoadPlanner]
+) -> None:
+    whole = torch.arange(100.0)
+    state = {"view": whole[10:20], "rows": whole.view(10, 10)[2:4], "transposed": whole.view(10, 10).t(), "step": 7}
+    target = {"view": torch.zeros(10), "rows": torch.zeros(2, 10).half(), "transposed": torch.zeros(10, 10), "step": 0}
+    with torch.device("meta"):
+        save(options, root, state)
+        reader = S3StorageReader(path=root, **options)
+        dcp.load(target, storage_reader=reader, planner=planner())
+    assert_same(target, state | {"rows": state["rows"].half()})
+
+
 def test_conjugated_and_negated_views_are_saved_as_they_look(options: Options, root: str) -> None:
     tensor = torch.tensor([1 + 2j, 3 - 4j])
     save(options, root, {"conjugate": tensor.conj(), "imaginary": tensor.conj().imag})
@@ -417,18 +443,6 @@ def test_a_planner_that_changes_dtypes_is_followed(options: Options, root: str) 
     state = {"a": torch.arange(100.0), "b": torch.ones(3)}
     dcp.save(state, storage_writer=S3StorageWriter(path=root, **options), planner=HalvingPlanner())
     assert_same(load(options, root, blank(state)), state)
-
-
-class RecordingLoadPlanner(DefaultLoadPlanner):
-    """Loads into copies and puts them in place in `commit_tensor`, as a planner for another memory would."""
-
-    def transform_tensor(self, read_item: Any, tensor: torch.Tensor) -> torch.Tensor:
-        self.place = getattr(self, "place", {})
-        self.place[read_item.dest_index, read_item.dest_offsets] = super().transform_tensor(read_item, tensor)  # type: ignore[no-untyped-call]
-        return self.place[read_item.dest_index, read_item.dest_offsets].clone()
-
-    def commit_tensor(self, read_item: Any, tensor: torch.Tensor) -> None:
-        self.place[read_item.dest_index, read_item.dest_offsets].copy_(tensor)
 
 
 def test_each_tensor_is_committed_once_it_is_whole(options: Options, root: str) -> None:

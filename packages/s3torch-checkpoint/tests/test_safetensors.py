@@ -161,6 +161,14 @@ def test_a_slice_of_rows_fetches_only_these(
     assert sum(request.bytes_sent for request in counting_server.requests) == 2000 * 8
 
 
+def test_a_part_is_loaded_whatever_the_default_device_is(
+    options: Options, uri: str, stored: dict[str, torch.Tensor]
+) -> None:
+    with torch.device("meta"), safe_open(uri, **options) as file:
+        part = file.get_slice("weight")[:, 3:5]
+    assert torch.equal(part, stored["weight"][:, 3:5])
+
+
 @pytest.mark.parametrize("index", [(0, 0, 0), 300, "a", slice(None, None, -1), (..., ...), None])
 def test_an_index_that_does_not_fit_is_refused(
     options: Options, uri: str, stored: dict[str, torch.Tensor], index: Any

@@ -43,7 +43,7 @@ def alone(tensor: torch.Tensor) -> torch.Tensor:
         A tensor of the same dtype, shape and memory.
     """
     storage = torch.frombuffer(tensor_buffer(tensor), dtype=torch.uint8).untyped_storage()
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride())
+    return torch.empty(0, dtype=tensor.dtype, device="cpu").set_(storage, 0, tensor.shape, tensor.stride())
 
 
 def storage_buffer(storage: torch.UntypedStorage) -> memoryview:

@@ -62,7 +62,8 @@ class BlockPiece:
 
     def open(self) -> memoryview:
         """A buffer, pinned where the destination is a CUDA tensor: from there its copy runs at the bus's full speed."""
-        self._staging = torch.empty(self.memory_bytes, dtype=torch.uint8, pin_memory=self._target.is_cuda)
+        is_cuda = self._target.is_cuda
+        self._staging = torch.empty(self.memory_bytes, dtype=torch.uint8, device="cpu", pin_memory=is_cuda)
         return tensor_buffer(self._staging)
 
     def finish(self) -> None:

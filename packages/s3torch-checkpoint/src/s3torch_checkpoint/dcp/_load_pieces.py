@@ -65,7 +65,8 @@ class WholePiece:
 
     def open(self) -> memoryview:
         """A buffer for the item as it is stored."""
-        self._data = tensor_buffer(torch.empty(self.memory_bytes, dtype=torch.uint8))  # not zeroed, as a bytearray is
+        # Not zeroed, as a bytearray is.
+        self._data = tensor_buffer(torch.empty(self.memory_bytes, dtype=torch.uint8, device="cpu"))
         return self._data
 
     def finish(self) -> None:
