@@ -117,6 +117,17 @@ def test_clean_of_a_folder_within_a_checkpoint_keeps_what_the_checkpoint_names(o
     assert load(options, f"{root}/one") == 1.0
 
 
+def test_clean_deletes_nothing_where_the_folders_above_may_not_be_listed(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    strategy = RoundRobinPrefixStrategy(["shards"])
+    dcp.save({"a": torch.ones(10)}, storage_writer=S3StorageWriter(path=root, prefix_strategy=strategy, **options))
+    counting_server.fault(query={"prefix": "run/.metadata"}, status=403, code="AccessDenied")
+    with pytest.raises(PermissionError, match=r"nothing under .*/run/shards was deleted"):
+        clean(f"{root}/shards", min_age_seconds=-1, **options)
+    assert load(options, root) == 1.0
+
+
 def test_clean_keeps_what_a_rank_names_that_saved_on_its_own(options: Options, root: str) -> None:
     strategy = RoundRobinPrefixStrategy(["shards"])
     writer = S3StorageWriter(path=f"{root}/one", prefix_strategy=strategy, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -150,6 +149,8 @@ def clean(
     Raises:
         CorruptCheckpointError: Some metadata cannot be read, so that it cannot be known what it names; nothing is
             deleted.
+        AccessDeniedError: The folders above the URI, whose metadata may name what lies there, may not be listed;
+            nothing is deleted.
     """
     client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
     address = CheckpointAddress.parse(uri)
@@ -222,15 +223,22 @@ def _delete_checkpoint(client: S3Client, address: CheckpointAddress) -> None:
 
 
 def _metadata_above(client: S3Client, address: CheckpointAddress) -> list[str]:
-    """The keys of all metadata in the folders that hold a URI, as far as they may be listed."""
+    """The keys of all metadata in the folders that hold a URI."""
     base = address.base
     folders = ["", *(base[: index + 1] for index, char in enumerate(base[:-1]) if char == "/")] if base else []
-    keys: list[str] = []
-    for prefix in (folder + name for folder in folders for name in (METADATA_NAME, "__")):
-        with contextlib.suppress(AccessDeniedError):
-            pages = client.list_objects(address.bucket, prefix, "/")
-            keys += [key for page in pages for key in page.keys if is_metadata_key(key)]
-    return keys
+    try:
+        pages = [
+            page
+            for folder in folders
+            for name in (METADATA_NAME, "__")
+            for page in client.list_objects(address.bucket, folder + name, "/")
+        ]
+    except AccessDeniedError as error:
+        raise AccessDeniedError(
+            f"nothing under {address.uri()} was deleted: a checkpoint in a folder above it may name what lies there, "
+            f"and these may not be listed; clean it with credentials that may list the whole bucket: {error}"
+        ) from error
+    return [key for page in pages for key in page.keys if is_metadata_key(key)]
 
 
 def _named_keys(client: S3Client, bucket: str, metadata_keys: Iterable[str]) -> set[str]:
