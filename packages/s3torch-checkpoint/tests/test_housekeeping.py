@@ -74,6 +74,21 @@ def test_only_the_last_checkpoints_are_kept(
     assert load(options, three[2]) == 1.0
 
 
+@pytest.mark.parametrize("operation", ["HeadObject", "GetObject"], ids=["after it is found", "after it is read"])
+def test_a_checkpoint_that_is_saved_again_meanwhile_is_kept(
+    options: Options, root: str, three: list[str], counting_server: CountingServer, operation: str
+) -> None:
+    old = counting_server.get("run/step-9/.metadata")
+    save(options, three[0], 2.0)
+    new = counting_server.get("run/step-9/.metadata")
+    counting_server.put("run/step-9/.metadata", old)
+    for uri in three[1:]:
+        save(options, uri, 3.0)
+    counting_server.fault(key="run/step-9/.metadata", operation=operation, times=1, replace_with=new)
+    assert keep_last(root, 1, **options) == [three[1]]
+    assert load(options, three[0]) == 2.0
+
+
 def test_the_metadata_is_deleted_first(
     options: Options, root: str, three: list[str], counting_server: CountingServer
 ) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from s3core import AccessDeniedError, NoSuchKeyError, ObjectInfo, S3Client, S3ClientConfig
+from s3core import AccessDeniedError, NoSuchKeyError, ObjectChangedError, ObjectInfo, S3Client, S3ClientConfig
 
 from .._address import CheckpointAddress
 from .._checks import check_count
@@ -57,7 +57,8 @@ def list_checkpoints(
         The checkpoints, the oldest commit first; by the numbers in their names where the store's clock says the same.
     """
     client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
-    return _list_checkpoints(client, CheckpointAddress.parse(uri))
+    found = _find_checkpoints(client, CheckpointAddress.parse(uri))
+    return [CheckpointInfo(address.uri(), _committed_at(info)) for address, info in found]
 
 
 def latest(
@@ -98,7 +99,7 @@ def keep_last(
     """Delete all committed checkpoints under a URI but the last ones.
 
     The metadata goes first, so that a checkpoint is either whole or, to every reader, not there. Objects that are not
-    a checkpoint's own are left alone.
+    a checkpoint's own are left alone, and so is a checkpoint that was saved again meanwhile.
 
     Args:
         uri: `s3://bucket/run`, which holds the checkpoints.
@@ -117,10 +118,8 @@ def keep_last(
     """
     check_count("n", n)
     client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
-    doomed = _list_checkpoints(client, CheckpointAddress.parse(uri))[:-n]
-    for checkpoint in doomed:
-        _delete_checkpoint(client, CheckpointAddress.parse(checkpoint.uri))
-    return [checkpoint.uri for checkpoint in doomed]
+    doomed = _find_checkpoints(client, CheckpointAddress.parse(uri))[:-n]
+    return [address.uri() for address, info in doomed if _delete_checkpoint(client, address, info)]
 
 
 def clean(
@@ -185,23 +184,24 @@ def _is_written_by(moment: datetime, info: ObjectInfo) -> bool:
     return info.last_modified is not None and info.last_modified <= moment
 
 
-def _list_checkpoints(client: S3Client, address: CheckpointAddress) -> list[CheckpointInfo]:
+def _find_checkpoints(client: S3Client, address: CheckpointAddress) -> list[tuple[CheckpointAddress, ObjectInfo]]:
+    """The committed checkpoints directly under an address and their metadata objects, the oldest commit first."""
     folders = [
-        prefix for page in client.list_objects(address.bucket, address.base, "/") for prefix in page.common_prefixes
+        CheckpointAddress(address.bucket, prefix)
+        for page in client.list_objects(address.bucket, address.base, "/")
+        for prefix in page.common_prefixes
     ]
-    tasks = [partial(_committed_at, client, address.bucket, folder) for folder in folders]
-    found = [
-        CheckpointInfo(CheckpointAddress(address.bucket, folder).uri(), time)
-        for folder, time in zip(folders, run_all(tasks, METADATA_THREADS), strict=True)
-        if time is not None
-    ]
-    return sorted(found, key=lambda info: (info.committed_at, _natural(info.uri)))
+    tasks = [partial(_find_metadata, client, folder) for folder in folders]
+    infos = run_all(tasks, METADATA_THREADS)
+    found = [(folder, info) for folder, info in zip(folders, infos, strict=True) if info is not None]
+    return sorted(found, key=lambda one: (_committed_at(one[1]), _natural(one[0].uri())))
 
 
-def _committed_at(client: S3Client, bucket: str, folder: str, _stop: object) -> datetime | None:
-    info = client.find_object(bucket, folder + METADATA_NAME)
-    if info is None:
-        return None
+def _find_metadata(client: S3Client, address: CheckpointAddress, _stop: object = None) -> ObjectInfo | None:
+    return client.find_object(address.bucket, address.key(METADATA_NAME))
+
+
+def _committed_at(info: ObjectInfo) -> datetime:
     return info.last_modified or datetime.min.replace(tzinfo=UTC)
 
 
@@ -210,16 +210,32 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text)]
 
 
-def _delete_checkpoint(client: S3Client, address: CheckpointAddress) -> None:
+def _delete_checkpoint(client: S3Client, address: CheckpointAddress, info: ObjectInfo) -> bool:
+    """Delete a checkpoint, unless it is no longer the one that was found.
+
+    Args:
+        client: Client of the bucket.
+        address: The checkpoint.
+        info: Its metadata object.
+
+    Returns:
+        Whether it is gone; False for another one in its place, which stays.
+    """
     try:
-        metadata, _ = read_metadata_object(client, address, METADATA_NAME)
+        metadata, _ = read_metadata_object(client, address, METADATA_NAME, info)
     except NoSuchKeyError:  # deleted since the listing, as where every rank keeps house
-        return
+        return True
+    except ObjectChangedError:
+        return False
     hidden = [address.key(name) for name in rank_metadata_names(client, address)]
     data = _named_keys(client, address.bucket, hidden) | {address.key(name) for name in data_names(metadata)}
+    now = _find_metadata(client, address)
+    if now is not None and now.etag != info.etag:
+        return False
     client.delete_objects(address.bucket, hidden)  # or it would come to light
     client.delete_object(address.bucket, address.key(METADATA_NAME))
     client.delete_objects(address.bucket, sorted(data))
+    return True
 
 
 def _metadata_above(client: S3Client, address: CheckpointAddress) -> list[str]:
