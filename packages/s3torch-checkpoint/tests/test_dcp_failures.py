@@ -350,6 +350,19 @@ def test_a_checkpoint_that_appears_during_a_save_is_not_replaced_and_no_data_is_
     assert load(options, root) == 2.0
 
 
+def test_a_checkpoint_that_replaces_one_that_may_replace_none_is_an_error(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    """Both saves have looked before either commits."""
+    dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+    other = counting_server.get("run/.metadata")
+    counting_server.delete("run/.metadata")
+    counting_server.fault(method="PUT", key="run/.metadata", times=1, replace_with=other)
+    with pytest.raises(CheckpointException, match="saved by somebody else at the same time"):
+        dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options, overwrite=False))
+    assert load(options, root) == 2.0
+
+
 def test_a_checkpoint_of_the_whole_job_that_appears_during_the_save_of_a_rank_alone_is_an_error(
     options: Options, root: str, counting_server: CountingServer
 ) -> None:

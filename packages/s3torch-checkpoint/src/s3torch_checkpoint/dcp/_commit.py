@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from s3core import AccessDeniedError, NoSuchKeyError, ObjectInfo, S3Client, S3Exception
 
 from .._address import CheckpointAddress
-from .._errors import CorruptCheckpointError
+from .._errors import CheckpointExistsError, CorruptCheckpointError
 from .._progress import TransferProgress
 from .._threads import run_all
 from .._upload import upload
@@ -109,15 +109,43 @@ def commit(client: S3Client, address: CheckpointAddress, name: str, metadata: Me
         metadata: Complete, with the place of every item.
     """
     of_job, of_ranks, alone = _what_is_there(client, address, name)
+    _put_metadata(client, address, name, metadata)
+    if delete_quietly(client, address, alone):
+        of_job |= of_ranks
+    delete_quietly(client, address, of_job - data_names(metadata))
+
+
+def commit_as_first(client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata) -> None:
+    """Make a save visible where there is no checkpoint, then look whether another save has done the same meanwhile.
+
+    Args:
+        client: Client of the bucket.
+        address: The checkpoint.
+        name: Name of the metadata object.
+        metadata: Complete, with the place of every item.
+
+    Raises:
+        CheckpointExistsError: The other one has replaced this one. Its data stays: an attempt of the PUT that the
+            store still works on could yet make it visible.
+    """
+    body = _put_metadata(client, address, name, metadata)
+    with client.get_object(address.bucket, address.key(name)) as stream:
+        is_ours = stream.read_all() == body
+    if not is_ours:
+        raise CheckpointExistsError(
+            f"{address.uri()} was saved by somebody else at the same time, whose checkpoint has replaced this one; "
+            "choose a path of its own for each save, and remove what this one has written with clean()"
+        )
+
+
+def _put_metadata(client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata) -> bytes:
     body = pickle.dumps(metadata)
     with (
         TransferProgress(f"Committing {address.uri()}", len(body), enabled=False) as progress,
         upload(client, address.bucket, address.key(name), progress, size_hint=len(body)) as target,
     ):
         target.write(body)
-    if delete_quietly(client, address, alone):
-        of_job |= of_ranks
-    delete_quietly(client, address, of_job - data_names(metadata))
+    return body
 
 
 def _what_is_there(client: S3Client, address: CheckpointAddress, name: str) -> tuple[set[str], set[str], list[str]]:

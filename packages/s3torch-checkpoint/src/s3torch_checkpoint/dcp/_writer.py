@@ -25,7 +25,7 @@ from .._errors import CheckpointError, CheckpointExistsError, IncompleteCheckpoi
 from .._progress import TransferProgress
 from .._threads import run_all
 from .._upload import upload
-from ._commit import commit, delete_quietly, missing_items, rank_metadata_names
+from ._commit import commit, commit_as_first, delete_quietly, missing_items, rank_metadata_names
 from ._names import METADATA_NAME, data_name, new_save_id, rank_metadata_name
 from ._portable_errors import portable_errors
 from ._prefix_strategies import DefaultPrefixStrategy, S3PrefixStrategyBase
@@ -86,7 +86,8 @@ class S3StorageWriter(StorageWriter):
         prefix_strategy: Where each rank's objects lie; None for one folder.
         thread_count: How many files each rank writes at once, where it has enough data.
         endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
-        overwrite: False refuses to replace a checkpoint that lies at `path`.
+        overwrite: False refuses to replace a checkpoint that lies at `path`. It is no lock: of two saves that commit at
+            the same moment the last one stays, and the other one mostly, though not always, sees it and raises.
         single_file_per_rank: False gives every tensor an object of its own.
         progress: Show a progress bar on rank 0 when writing takes longer than a second.
         _extensions: torch's experimental stream transforms, such as its zstandard compression.
@@ -270,7 +271,8 @@ class S3StorageWriter(StorageWriter):
         version = getattr(filesystem, "CURRENT_DCP_VERSION", None)
         if version is not None:
             committed.version = version
-        commit(self._client, save.address, _metadata_name(save), committed)
+        make_visible = commit if self._overwrite else commit_as_first
+        make_visible(self._client, save.address, _metadata_name(save), committed)
         vars(metadata).update(vars(committed))  # `dcp.save` returns it
 
     @property
