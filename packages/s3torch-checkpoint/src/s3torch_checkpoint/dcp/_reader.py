@@ -109,7 +109,7 @@ class S3StorageReader(StorageReader):
         """Turn to another checkpoint, or to a new load of the same one.
 
         Args:
-            checkpoint_id: The URI of the checkpoint to read; None keeps the one of the constructor.
+            checkpoint_id: The URI of the checkpoint to read; None keeps the last one.
         """
         if checkpoint_id is not None:
             self._address = CheckpointAddress.parse(checkpoint_id)

@@ -143,7 +143,7 @@ class S3StorageWriter(StorageWriter):
         """Turn to another checkpoint, or to a new save of the same one.
 
         Args:
-            checkpoint_id: The URI of the checkpoint to write; None keeps the one of the constructor.
+            checkpoint_id: The URI of the checkpoint to write; None keeps the last one.
         """
         if checkpoint_id is not None:
             self._address = CheckpointAddress.parse(checkpoint_id)
