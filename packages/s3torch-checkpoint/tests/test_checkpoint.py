@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import serialization
 
 from s3core import AccessDeniedError, NoSuchBucketError, NoSuchKeyError, ObjectChangedError, S3Exception
 from s3torch_checkpoint import S3Checkpoint, estimate_saved_bytes
@@ -107,6 +109,21 @@ def test_a_mapped_checkpoint_is_the_same_and_is_downloaded_once(
     counting_server.clear()
     assert_same(checkpoint.load(uri, mmap=True, cache_dir=tmp_path), some_state())
     assert counting_server.operations() == ["HeadObject"]
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_SHARED"), reason="this system has no such option")
+def test_what_is_written_to_mapped_tensors_stays_out_of_the_copy(
+    checkpoint: S3Checkpoint, uri: str, tmp_path: Path
+) -> None:
+    checkpoint.save({"a": torch.ones(100)}, uri)
+    before = serialization.get_default_mmap_options()
+    serialization.set_default_mmap_options(mmap.MAP_SHARED)
+    try:
+        checkpoint.load(uri, mmap=True, cache_dir=tmp_path)["a"].fill_(7)
+        assert serialization.get_default_mmap_options() == mmap.MAP_SHARED
+    finally:
+        serialization.set_default_mmap_options(before)
+    assert checkpoint.load(uri, mmap=True, cache_dir=tmp_path)["a"].sum() == 100
 
 
 def test_a_new_version_replaces_the_mapped_copy(checkpoint: S3Checkpoint, uri: str, tmp_path: Path) -> None:

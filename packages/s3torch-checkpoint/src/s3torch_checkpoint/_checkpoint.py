@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import serialization
 
 from s3core import ObjectChangedError, S3Client, S3ClientConfig, parse_s3_uri
 from s3torch_datasets import S3Reader, S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer
@@ -156,10 +158,10 @@ class S3Checkpoint:
             folder = Path(cache_dir) if cache_dir else default_cache_dir()
             path = self._download(bucket, key, folder, progress)
             try:
-                return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
+                return _load_mapped(path, map_location, weights_only)
             except FileNotFoundError:  # another process has just found a newer version, and removed this copy
                 path = self._download(bucket, key, folder, progress)
-                return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
+                return _load_mapped(path, map_location, weights_only)
         if is_plannable(map_location, weights_only):
             try:
                 with TransferProgress(f"Loading {s3_uri}", None, progress) as bar:
@@ -229,3 +231,16 @@ class S3Checkpoint:
                     raise ObjectChangedError(f"s3://{bucket}/{key} was replaced while it was loaded; load it again")
 
         return cached_copy(cache_dir, identity, version, info.size, download)
+
+
+def _load_mapped(path: Path, map_location: Any, weights_only: bool) -> Any:
+    """Map a local copy so that what is written to its tensors stays out of the file, which other loads take as well."""
+    shared = getattr(mmap, "MAP_SHARED", None)  # not on Windows
+    is_shared = shared is not None and serialization.get_default_mmap_options() == shared
+    try:
+        if is_shared:
+            serialization.set_default_mmap_options(mmap.MAP_PRIVATE)
+        return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
+    finally:
+        if is_shared:
+            serialization.set_default_mmap_options(mmap.MAP_SHARED)
