@@ -15,6 +15,7 @@ from s3torch_checkpoint.dcp import (
     S3StorageReader,
     S3StorageWriter,
     clean,
+    delete_checkpoint,
     keep_last,
     latest,
     list_checkpoints,
@@ -87,6 +88,28 @@ def test_a_checkpoint_that_is_saved_again_meanwhile_is_kept(
     counting_server.fault(key="run/step-9/.metadata", operation=operation, times=1, replace_with=new)
     assert keep_last(root, 1, **options) == [three[1]]
     assert load(options, three[0]) == 2.0
+
+
+def test_one_checkpoint_is_deleted_and_nothing_else(
+    options: Options, root: str, three: list[str], counting_server: CountingServer
+) -> None:
+    counting_server.put("run/step-9/config.json", b"{}")
+    save(options, f"{three[0]}/inner")
+    for _ in range(2):
+        delete_checkpoint(three[0] + "/", **options)
+    left = {key for key in counting_server.objects() if key.startswith("run/step-9/")}
+    assert {key for key in left if not key.startswith("run/step-9/inner/")} == {"run/step-9/config.json"}
+    assert load(options, f"{three[0]}/inner") == load(options, three[1]) == 1.0
+
+
+def test_a_checkpoint_whose_metadata_cannot_be_read_is_not_deleted(
+    options: Options, root: str, three: list[str], counting_server: CountingServer
+) -> None:
+    counting_server.put("run/step-9/.metadata", b"no pickle")
+    before = counting_server.keys()
+    with pytest.raises(CorruptCheckpointError, match="step-9"):
+        delete_checkpoint(three[0], **options)
+    assert counting_server.keys() == before
 
 
 def test_the_metadata_is_deleted_first(

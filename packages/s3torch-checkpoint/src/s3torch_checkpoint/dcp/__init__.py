@@ -2,7 +2,7 @@
 
 from ._convert import dcp_to_torch, torch_to_dcp
 from ._file_system import S3FileSystem
-from ._housekeeping import CheckpointInfo, clean, keep_last, latest, list_checkpoints
+from ._housekeeping import CheckpointInfo, clean, delete_checkpoint, keep_last, latest, list_checkpoints
 from ._prefix_strategies import (
     BinaryPrefixStrategy,
     DefaultPrefixStrategy,
@@ -29,6 +29,7 @@ __all__ = [
     "latest",
     "list_checkpoints",
     "keep_last",
+    "delete_checkpoint",
     "clean",
     # Conversion
     "dcp_to_torch",

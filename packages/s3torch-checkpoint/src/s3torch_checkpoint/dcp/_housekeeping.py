@@ -122,6 +122,37 @@ def keep_last(
     return [address.uri() for address, info in doomed if _delete_checkpoint(client, address, info)]
 
 
+def delete_checkpoint(
+    uri: str | os.PathLike[str],
+    *,
+    region: str | None = None,
+    endpoint: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+) -> None:
+    """Delete one committed checkpoint; it is no error when there is none.
+
+    As by `keep_last`, the metadata goes first, and objects that are not the checkpoint's own are left alone; so is one
+    that is saved in its place meanwhile.
+
+    Args:
+        uri: `s3://bucket/run/step-100`, the checkpoint.
+        region: AWS region of the bucket; None for the environment's.
+        endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
+        s3client_config: Settings of the client.
+
+    Raises:
+        CorruptCheckpointError: Its metadata cannot be read, so that it cannot be known what it names; nothing is
+            deleted.
+        S3Exception: Something could not be read or deleted. `clean` deletes the data of a checkpoint whose metadata is
+            deleted already.
+    """
+    client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
+    address = CheckpointAddress.parse(uri)
+    found = _find_metadata(client, address)
+    if found is not None:
+        _delete_checkpoint(client, address, found)
+
+
 def clean(
     uri: str | os.PathLike[str],
     *,
