@@ -60,8 +60,10 @@ def test_fabric_saves_and_loads_a_sharded_model_in_every_way(
 ) -> None:
     pytest.importorskip(library)
     server.fault(operation="DeleteObject", times=3, delay_seconds=1)  # what is removed in the background is still there
+    server.put("run/both/notes.json", b"of the user")
     run_ranks("fabric.py", server, [library, run_uri, strategy, "cpu", *ways])
     keys = server.keys()
+    assert "run/both/notes.json" in keys
     assert ("run/full" in keys) == ("full" in ways)
     assert ("run/both" in keys) != ("run/both/.metadata" in keys)
     assert ("run/both" in keys) == (ways[-1] == "full")

@@ -17,6 +17,7 @@ import torch
 from s3core import AccessDeniedError, ConfigError, NoSuchKeyError, S3Exception
 from s3torch_checkpoint import S3Checkpoint
 from s3torch_lightning import S3AsyncCheckpoint, S3LightningCheckpoint
+from s3torch_lightning._sharded import ShardedCheckpoint
 from servers import CountingServer
 
 
@@ -227,20 +228,47 @@ def test_removing_one_checkpoint_removes_no_other(
     plugin.remove_checkpoint(f"{run_uri}/epoch=1")
 
 
+def save_shards(plugin: S3LightningCheckpoint, uri: str) -> None:
+    ShardedCheckpoint(plugin.settings, uri, progress=False).save({"model": torch.ones(2)}, {}, is_rank_zero=True)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 def test_a_sharded_checkpoint_is_removed_whole_and_its_metadata_first(
     plugin: S3LightningCheckpoint, run_uri: str, server: CountingServer
 ) -> None:
-    names = [".metadata", "__0_0.distcp", "__1_0.distcp", "deep/__2_0.distcp", "meta.pt"]
-    for name in names:
-        server.put(f"run/a.ckpt/{name}", b"x")
-    server.put("run/b.ckpt", b"x")
+    for name in ("a.ckpt", "b.ckpt"):
+        save_shards(plugin, f"{run_uri}/{name}")
+        server.put(f"run/{name}/meta.pt", b"x")
+    plugin.remove_checkpoint(f"{run_uri}/a.ckpt")
+    assert not any(key.startswith("run/a.ckpt") for key in server.objects())
     server.fault(operation="DeleteObjects", status=403, code="AccessDenied")
     with pytest.raises(AccessDeniedError):
-        plugin.remove_checkpoint(f"{run_uri}/a.ckpt")
-    assert server.keys() == [f"run/a.ckpt/{name}" for name in names[1:]] + ["run/b.ckpt"]
-    server.faults_clear()
-    plugin.remove_checkpoint(f"{run_uri}/a.ckpt")
-    assert server.keys() == ["run/b.ckpt"]
+        plugin.remove_checkpoint(f"{run_uri}/b.ckpt")
+    assert "run/b.ckpt/.metadata" not in server.objects()
+
+
+@pytest.mark.parametrize("kind", [S3LightningCheckpoint, S3AsyncCheckpoint])
+@pytest.mark.parametrize("name", ["final", "final/"])
+@pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
+def test_what_lies_below_the_name_of_a_checkpoint_is_not_removed_with_it(
+    kind: type, name: str, options: dict[str, Any], run_uri: str, server: CountingServer
+) -> None:
+    plugin = kind(**options)
+    save_shards(plugin, f"{run_uri}/final/inner")
+    others = {*server.keys(), "run/final/epoch=1.ckpt", "run/final/tokenizer.json"}
+    for key in others - server.objects().keys():
+        server.put(key, b"x")
+    for lie_there in (True, False):
+        if lie_there:
+            save_shards(plugin, f"{run_uri}/final")
+            server.put("run/final/meta.pt", b"x")
+        plugin.save_checkpoint(content(), f"{run_uri}/{name}")
+        plugin.remove_shards(f"{run_uri}/{name}")
+        plugin.teardown()
+        assert set(server.keys()) == {f"run/{name}", *others}
+    plugin.remove_checkpoint(f"{run_uri}/{name}")
+    plugin.teardown()
+    assert set(server.keys()) == others
 
 
 def test_the_plugin_pickles(plugin: S3LightningCheckpoint, options: dict[str, Any], run_uri: str) -> None:

@@ -10,7 +10,7 @@ from s3core import S3ClientConfig
 
 from ._checkpoint_io import S3LightningCheckpoint
 from ._options import SaveOptions
-from ._paths import checkpoint_uri
+from ._paths import checkpoint_uri, metadata_uri
 from ._snapshot import Snapshot, take_snapshot
 from ._uploads import UploadQueue
 
@@ -96,8 +96,8 @@ class S3AsyncCheckpoint(S3LightningCheckpoint):
             path: `s3://bucket/folder/name.ckpt`.
         """
         uri = checkpoint_uri(path)
-        # Under the folder's name: what lies at the URI itself is not touched.
-        self._uploads.remove(uri.rstrip("/") + "/", partial(self._remove_below, uri))
+        # Under the name of what makes them a checkpoint: what lies at the URI itself is not touched.
+        self._uploads.remove(metadata_uri(uri), partial(self._remove_shards, uri))
 
     def teardown(self) -> None:
         """Wait until everything has arrived.

@@ -16,7 +16,7 @@ from s3torch_datasets import S3Writer
 from ._files import FirstErrorFile
 from ._library import find_library, imported_libraries
 from ._options import SaveOptions
-from ._paths import checkpoint_uri
+from ._paths import checkpoint_uri, metadata_uri
 from ._registration import forget_listings, register_filesystem
 from ._repairs import repair_imported
 from ._settings import S3Settings, use_settings
@@ -27,8 +27,6 @@ else:
     CheckpointIO = find_library().fabric_module("plugins").CheckpointIO
 
 logger = logging.getLogger(__name__)
-
-_METADATA_NAME = ".metadata"
 
 
 class S3LightningCheckpoint(CheckpointIO):
@@ -125,14 +123,14 @@ class S3LightningCheckpoint(CheckpointIO):
                 progress=self._progress,
             )
         except NoSuchKeyError:
-            if self._settings.checkpoint.exists(f"{uri.rstrip('/')}/{_METADATA_NAME}"):
+            if self._settings.checkpoint.exists(metadata_uri(uri)):
                 raise NoSuchKeyError(
                     f"{uri} is a sharded checkpoint; load it with S3FSDPStrategy or S3ModelParallelStrategy"
                 ) from None
             raise
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint: one object, or a sharded one with all that lies below it. Harmless when there is none.
+        """Remove a checkpoint, one object or a sharded one, and nothing else. Harmless when there is none.
 
         Args:
             path: `s3://bucket/folder/name.ckpt`.
@@ -140,6 +138,7 @@ class S3LightningCheckpoint(CheckpointIO):
         Raises:
             TypeError: The path spells no S3 URI.
             ValueError: The path is a whole bucket.
+            CorruptCheckpointError: The metadata of a sharded one cannot be read, and its shards stay.
             S3Exception: It could not be removed.
         """
         self._remove(checkpoint_uri(path))
@@ -171,39 +170,27 @@ class S3LightningCheckpoint(CheckpointIO):
                     raise file.error from None
                 raise
 
-    def _remove(self, uri: str) -> None:
-        bucket, key = parse_s3_uri(uri)
-        try:
-            if not key.endswith("/"):
-                self._settings.client.delete_object(bucket, key)
-        finally:
-            forget_listings(uri)
-        self._remove_below(uri)
-
     def remove_shards(self, path: Any) -> None:
         """Remove a sharded checkpoint, but not the object of the same name: that has replaced it.
 
         Args:
             path: `s3://bucket/folder/name.ckpt`.
         """
-        self._remove_below(checkpoint_uri(path))
+        self._remove_shards(checkpoint_uri(path))
 
-    def _remove_below(self, uri: str) -> None:
-        bucket, key = parse_s3_uri(uri)
-        client = self._settings.client
-        folder = key if key.endswith("/") else key + "/"
-        # Without its metadata a sharded checkpoint is none any more: it goes first, so that no half of one looks whole.
-        below = [name for page in client.list_objects(bucket, folder) for name in page.keys]
-        metadata = [name for name in below if name == folder + _METADATA_NAME]
-        rest = [name for name in below if name not in metadata]
+    def _remove(self, uri: str) -> None:
         try:
-            if metadata:
-                client.delete_object(bucket, metadata[0])
-            if rest:
-                client.delete_objects(bucket, rest)
+            self._settings.checkpoint.delete(uri)
         finally:
-            forget_listings(f"{uri.rstrip('/')}/{_METADATA_NAME}")
+            forget_listings(uri)
+        self._remove_shards(uri)
         logger.debug("removed %s", uri)
+
+    def _remove_shards(self, uri: str) -> None:
+        if self._settings.checkpoint.exists(metadata_uri(uri)):
+            from ._sharded import ShardedCheckpoint  # here, for not every torch has what distributed checkpoints need
+
+            ShardedCheckpoint(self._settings, uri).remove()
 
     def _install(self) -> None:
         """Make the plugin known to whichever Lightning is there, and `s3://` to fsspec."""

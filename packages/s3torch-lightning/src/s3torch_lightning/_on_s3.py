@@ -71,11 +71,11 @@ class OnS3:
         return plugin
 
     def _common_uri(self, path: Any) -> str | None:
-        """The URI that rank 0 means, for all ranks; None for a path on the local disk."""
+        """The URI that rank 0 means, for all ranks, without a `/` at its end; None for a path on the local disk."""
 
         def read() -> str | None:
             uri = meant_uri(path)
-            return None if uri is None else checkpoint_uri(uri)
+            return None if uri is None else checkpoint_uri(uri).rstrip("/")
 
         return self._on_rank_zero(read)
 

@@ -44,6 +44,15 @@ def checkpoint_uri(path: object) -> str:
     return uri
 
 
+def metadata_uri(uri: str) -> str:
+    """Where the metadata of a sharded checkpoint lies, without which it is none.
+
+    Args:
+        uri: Where the checkpoint lies, with or without a `/` at its end.
+    """
+    return f"{uri.rstrip('/')}/.metadata"
+
+
 def meant_uri(path: object) -> str | None:
     """Read a path that may have gone through `pathlib`, which makes `s3:/bucket/key` of `s3://bucket/key`.
 

@@ -27,7 +27,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from ._library import imported_libraries
-from ._paths import meant_uri
+from ._paths import meant_uri, metadata_uri
 from ._uploads import pending_state
 
 _MARK = "_s3torch_lightning"
@@ -92,7 +92,7 @@ def _saved_at(filesystem: Any, entry: dict[str, Any]) -> datetime | None:
     """When the checkpoint of an entry was complete; None for shards whose save never finished."""
     if entry["type"] != "file":
         try:
-            entry = filesystem.info(f"{entry['name'].rstrip('/')}/.metadata")  # written last, and removed first
+            entry = filesystem.info(metadata_uri(entry["name"]))  # written last, and removed first
         except FileNotFoundError:
             return None
     return entry.get("LastModified") or datetime.fromtimestamp(0, UTC)

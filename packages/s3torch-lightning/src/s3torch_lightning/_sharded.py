@@ -14,12 +14,12 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from s3core import AccessDeniedError, parse_s3_uri
 from s3torch_checkpoint import CorruptCheckpointError
-from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
+from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter, delete_checkpoint
 
+from ._paths import metadata_uri
 from ._registration import forget_listings
 from ._settings import S3Settings
 
-METADATA_NAME = ".metadata"
 # Lightning keeps what is no shard (loops, callbacks, the user's own) in a file beside the shards, which a crash between
 # the two would leave to another save. Here it is an item of the checkpoint, and the file is a copy for stock readers.
 META_ITEM = "lightning_meta"
@@ -47,7 +47,7 @@ class ShardedCheckpoint:
         The plugin saves one object without a look at what lies below its name. S3 tells the time in whole seconds;
         within one, the shards count as the younger.
         """
-        shards = self._settings.client.find_object(*parse_s3_uri(f"{self.uri}/{METADATA_NAME}"))
+        shards = self._settings.client.find_object(*parse_s3_uri(metadata_uri(self.uri)))
         if shards is None:
             return False
         try:
@@ -101,6 +101,23 @@ class ShardedCheckpoint:
         self._settings.checkpoint.save(dict(meta), f"{self.uri}/{META_NAME}", progress=False)
         self._settings.client.delete_object(*parse_s3_uri(self.uri))
         forget_listings(f"{self.uri}/{META_NAME}")
+
+    def remove(self) -> None:
+        """On one rank: delete the shards and Lightning's own part, and nothing else that lies below their name.
+
+        Raises:
+            CorruptCheckpointError: The metadata cannot be read, so that it cannot be known what it names; all stays.
+        """
+        try:
+            delete_checkpoint(
+                self.uri,
+                region=self._settings.region,
+                endpoint=self._settings.endpoint,
+                s3client_config=self._settings.s3client_config,
+            )
+            self._settings.checkpoint.delete(f"{self.uri}/{META_NAME}")
+        finally:
+            forget_listings(metadata_uri(self.uri))
 
     def load(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Read shards into place.

@@ -101,7 +101,7 @@ class _TrainerOnS3(OnS3):
         if uri is None:
             super().remove_checkpoint(filepath)  # type: ignore[misc]
         elif self.is_global_zero:
-            self._plugin.remove_checkpoint(uri)
+            self._plugin.remove_checkpoint(uri.rstrip("/"))
 
     def teardown(self) -> None:
         """End what the strategy has begun, and wait for a plugin that saves in the background."""

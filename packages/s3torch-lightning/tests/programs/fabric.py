@@ -122,7 +122,7 @@ def main() -> None:
         with pytest.raises(FileNotFoundError, match=f"{uri}/none"):
             fabric.load(f"{uri}/none", {"model": other})
         # The same name again, the other way: what was there before goes once the new one is there.
-        fabric.save(f"{uri}/both", {"model": model, "how": how})
+        fabric.save(f"{uri}/both/", {"model": model, "how": how})
         loaded = {"model": other, "how": ""}
         fabric.load(f"{uri}/both", loaded)
         assert loaded["how"] == how
