@@ -124,17 +124,35 @@ def test_a_new_checkpoint_is_there_before_an_old_one_goes(
             assert there, "the only checkpoint was removed"
 
 
-def test_the_checkpoint_that_was_resumed_from_goes_only_after_a_new_one_came(
-    model_class: type, make_trainer: Any, simple: Any, run_uri: str, server: CountingServer
+@pytest.mark.parametrize("monitor", [EVERY_EPOCH, {}])
+@pytest.mark.parametrize("kind", [S3LightningCheckpoint, S3AsyncCheckpoint])
+def test_the_checkpoint_that_was_resumed_from_stays(
+    model_class: type,
+    make_trainer: Any,
+    kind: type,
+    options: dict[str, Any],
+    run_uri: str,
+    server: CountingServer,
+    monitor: dict[str, str],
 ) -> None:
-    checkpoints = {"dirpath": run_uri, "save_top_k": 1, "filename": "{step}", **EVERY_EPOCH}
-    make_trainer(simple, checkpoints, max_epochs=1).fit(model_class())
+    checkpoints = {"dirpath": run_uri, "save_top_k": 1, "filename": "{step}", **monitor}
+    make_trainer(kind(**options), checkpoints, max_epochs=1).fit(model_class())
     assert names(server) == ["step=4.ckpt"]
-    server.clear()
-    make_trainer(simple, checkpoints, max_epochs=2).fit(model_class(), ckpt_path=f"{run_uri}/step=4.ckpt")
-    changes = [(request.operation, request.key) for request in server.requests if request.method in ("PUT", "DELETE")]
-    assert changes.index(("PutObject", "run/step=8.ckpt")) < changes.index(("DeleteObject", "run/step=4.ckpt"))
-    assert names(server) == ["step=8.ckpt"]
+    make_trainer(kind(**options), checkpoints).fit(model_class(), ckpt_path=f"{run_uri}/step=4.ckpt")
+    assert names(server) == ["step=12.ckpt", "step=4.ckpt"]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("folder", ["run2", "run/next"])
+def test_a_training_removes_nothing_from_the_folder_of_the_one_that_it_goes_on_from(
+    model_class: type, make_trainer: Any, simple: Any, run_uri: str, server: CountingServer, folder: str
+) -> None:
+    checkpoints = {"save_last": True, "filename": "{step}"}
+    make_trainer(simple, {"dirpath": run_uri, **checkpoints}, max_epochs=1).fit(model_class())
+    trainer = make_trainer(simple, {"dirpath": run_uri.removesuffix("run") + folder, **checkpoints})
+    trainer.fit(model_class(), ckpt_path=f"{run_uri}/last.ckpt")
+    own = {f"{folder}/last.ckpt", f"{folder}/step=12.ckpt"}
+    assert set(server.keys()) == {"run/last.ckpt", "run/step=4.ckpt", *own}
 
 
 def test_best_and_a_uri_are_loaded_by_every_stage(

@@ -1,4 +1,4 @@
-"""Four places where Lightning itself loses an S3 path, mended as soon as anything of this package serves one.
+"""Five places where Lightning itself loses an S3 path, mended as soon as anything of this package serves one.
 
 All are methods without a seam, so that they are wrapped where they are; a path on a local disk goes through unchanged.
 
@@ -9,7 +9,9 @@ All are methods without a seam, so that they are wrapped where they are; a path 
    upload in the background, whose name would be used again, and its checkpoint overwritten.
 3. `ModelCheckpoint` takes a `Path("s3://…")` for a local folder named `s3:`, and the first save, after hours perhaps,
    would be the first to say so.
-4. The stock sharded strategies bypass the plugin and wrap the path in `Path`: they write to a local folder named `s3:`.
+4. `ModelCheckpoint` spares what it was resumed from, and what lies outside its `dirpath`, on a local disk alone:
+   elsewhere top-k removes, as its own, the checkpoints of the training that this one goes on from.
+5. The stock sharded strategies bypass the plugin and wrap the path in `Path`: they write to a local folder named `s3:`.
    So do those of DeepSpeed and of XLA's FSDP when they save, for which there is nothing here to take their place.
 """
 
@@ -43,6 +45,7 @@ def repair_imported() -> None:
             _wrap(model_checkpoint, "_find_last_checkpoints", _finding_last_on_s3)
             _wrap(model_checkpoint, "file_exists", _counting_uploads)
             _wrap(model_checkpoint, "setup", _refusing_collapsed)
+            _wrap(model_checkpoint, "_should_remove_checkpoint", _sparing_on_s3)
             _guard(library.trainer_module("strategies"))
         if library.fabric in sys.modules:
             _guard(library.fabric_module("strategies"))
@@ -130,6 +133,20 @@ def _refusing_collapsed(original: Callable[..., None]) -> Callable[..., None]:
             )
 
     return setup
+
+
+def _sparing_on_s3(original: Callable[..., bool]) -> Callable[..., bool]:
+    def _should_remove_checkpoint(self: Any, trainer: Any, previous: str, current: str) -> bool:
+        if not original(self, trainer, previous, current):
+            return False
+        uri = meant_uri(previous)
+        if uri is None:
+            return True
+        resumed_from = meant_uri(trainer.ckpt_path)
+        is_own = uri.startswith(f"{str(self.dirpath).rstrip('/')}/")
+        return is_own and (resumed_from is None or uri != resumed_from.rstrip("/"))
+
+    return _should_remove_checkpoint
 
 
 def _refusing_s3(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
