@@ -155,6 +155,22 @@ def test_a_training_removes_nothing_from_the_folder_of_the_one_that_it_goes_on_f
     assert set(server.keys()) == {"run/last.ckpt", "run/step=4.ckpt", *own}
 
 
+# Lightning takes the callback that saves at an exception for a sign that there is a checkpoint to load.
+@pytest.mark.filterwarnings(r"ignore:`.fit\(ckpt_path=None\)` was called without a model")
+def test_the_checkpoint_of_an_exception_is_saved_though_an_earlier_one_failed(
+    pl: ModuleType, model_class: type, make_trainer: Any, options: dict[str, Any], run_uri: str, server: CountingServer
+) -> None:
+    plugin = S3AsyncCheckpoint(**options, max_in_flight=1)
+    callbacks = importlib.import_module(f"{pl.__name__}.callbacks")
+    at_the_end = callbacks.OnExceptionCheckpoint(run_uri, "at-the-end")
+    server.fault(operation="PutObject", times=1, status=403, code="AccessDenied")
+    checkpoints = {"dirpath": run_uri, "filename": "{step}", "every_n_train_steps": 2}
+    with pytest.raises(AccessDeniedError, match=r"step=2\.ckpt"):
+        make_trainer(plugin, checkpoints, callbacks=[at_the_end]).fit(model_class(fail_at_step=2))
+    plugin.teardown()
+    assert names(server) == ["at-the-end.ckpt"]
+
+
 def test_best_and_a_uri_are_loaded_by_every_stage(
     model_class: type, make_trainer: Any, plugin: Any, run_uri: str
 ) -> None:

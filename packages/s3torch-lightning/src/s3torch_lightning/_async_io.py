@@ -19,9 +19,9 @@ class S3AsyncCheckpoint(S3LightningCheckpoint):
     """Saves checkpoints in the background: training waits for a copy in host memory, not for the network.
 
     Saves and removals run one after the other, in the order in which they were asked for. A removal whose replacement
-    could not be saved is dropped. An error in the background is raised by the next `save_checkpoint`, or by
-    `teardown`, which the Trainer calls at the end; with Fabric, call `teardown` yourself. Whatever else happens, also
-    a kill in mid-upload, the previous checkpoint stays.
+    could not be saved is dropped. An error in the background is raised by the next `save_checkpoint`, once that has
+    queued its own, or by `teardown`, which the Trainer calls at the end; with Fabric, call `teardown` yourself.
+    Whatever else happens, also a kill in mid-upload, the previous checkpoint stays.
 
     Args:
         region: AWS region of the bucket; None for the environment's.
@@ -60,7 +60,7 @@ class S3AsyncCheckpoint(S3LightningCheckpoint):
 
         Raises:
             TypeError: The path spells no S3 URI, or an option means nothing here.
-            BaseException: What an earlier save or removal raised in the background; this one is not queued then.
+            BaseException: What an earlier save or removal raised in the background; this one is queued all the same.
         """
         uri, options = checkpoint_uri(path), SaveOptions.parse(storage_options)
         options.apply(self._settings)  # refuses bad values here, not in the background

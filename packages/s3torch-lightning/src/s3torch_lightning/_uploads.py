@@ -61,24 +61,27 @@ class UploadQueue:
             prepare: Takes the snapshot, once there is room for it, and returns what writes it.
 
         Raises:
-            BaseException: What an earlier save or removal raised; this save is not queued then.
+            BaseException: What an earlier save or removal raised; this save is queued all the same, for it may be the
+                last one.
         """
         task = _Task(uri, None, is_save=True)
         try:
             with self._changed:
-                self._wait(lambda: self._in_flight() < self._max_in_flight or self._has_failed())
-                self._raise_failure()
+                self._wait(lambda: self._in_flight() < self._max_in_flight)
                 self._preparing.add(task)
             task.action = prepare()
             with self._changed:
                 self._preparing.discard(task)
                 self._start(task)
+                failure = self._take_failure()
         except BaseException:
             # Ctrl-C may come between any two lines, and Lightning goes on after it: a place that stayed taken would
             # let a later save wait for ever.
             with self._changed:
                 self._withdraw(task)
             raise
+        if failure is not None:
+            raise failure
 
     def remove(self, uri: str, action: Callable[[], None]) -> None:
         """Queue a removal behind the saves before it; it is dropped if one of them fails.
@@ -105,7 +108,9 @@ class UploadQueue:
         """
         with self._changed:
             self._wait(lambda: not self._is_alive)
-            self._raise_failure()
+            failure = self._take_failure()
+        if failure is not None:
+            raise failure
 
     def pending(self, uri: str) -> bool | None:
         """What will be at a URI once the queue has run: True or False, or None when the queue does not touch it."""
@@ -119,23 +124,17 @@ class UploadQueue:
         preparing = sum(task.thread != threading.get_ident() for task in self._preparing)
         return preparing + running + sum(task.is_save for task in self._waiting)
 
-    def _has_failed(self) -> bool:
-        return any(task.error is not None for task in self._unproven)
-
     def _wait(self, until: Callable[[], bool]) -> None:
         while not until():
             self._changed.wait(_POLL_SECONDS)
 
-    def _raise_failure(self) -> None:
-        failed = [task for task in self._unproven if task.error is not None]
-        if not failed:
-            return
+    def _take_failure(self) -> BaseException | None:
+        """What has failed without having been raised; the caller raises it now."""
+        errors = [task.error for task in self._unproven if task.error is not None]
         self._unproven = [task for task in self._unproven if task.error is None]
-        error = failed[0].error
-        assert error is not None
-        for other in failed[1:]:
-            error.add_note(f"also failed in the background: {type(other.error).__name__}: {other.error}")
-        raise error
+        for other in errors[1:]:
+            errors[0].add_note(f"also failed in the background: {type(other).__name__}: {other}")
+        return errors[0] if errors else None
 
     def _start(self, task: _Task) -> None:
         self._waiting.append(task)
