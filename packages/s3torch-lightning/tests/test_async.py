@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import linecache
 import logging
 import multiprocessing
@@ -100,6 +101,33 @@ def test_tensors_that_share_memory_share_it_in_the_checkpoint(
         assert torch.equal(loaded[name], value)
         assert (loaded[name].dtype, loaded[name].stride()) == (value.dtype, value.stride())
     assert isinstance(loaded["parameter"], torch.nn.Parameter)
+
+
+def is_saved_by_torch(dtype: torch.dtype) -> bool:
+    try:
+        torch.save(torch.zeros(64, dtype=torch.uint8).view(dtype), io.BytesIO())
+    except Exception:
+        return False
+    return not str(dtype).startswith("torch.q")  # they are more than their memory
+
+
+DTYPES = sorted({each for each in vars(torch).values() if isinstance(each, torch.dtype)}, key=str)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental", "ignore:TypedStorage is deprecated")
+def test_tensors_of_every_type_are_saved_as_by_torch(
+    plugin: S3AsyncCheckpoint, run_uri: str, server: CountingServer
+) -> None:
+    memory = torch.arange(64, dtype=torch.uint8) % 2
+    checkpoint = {str(dtype): memory.clone().view(dtype) for dtype in DTYPES if is_saved_by_torch(dtype)}
+    assert {"torch.bool", "torch.float8_e4m3fn", "torch.uint16", "torch.uint64"} <= checkpoint.keys()
+    plugin.save_checkpoint(checkpoint | {"storage": memory.untyped_storage()}, f"{run_uri}/a.ckpt")
+    plugin.teardown()
+    loaded = torch.load(io.BytesIO(server.get("run/a.ckpt")), weights_only=False)
+    assert bytes(loaded.pop("storage").untyped()) == bytes(memory.tolist())
+    for name, value in checkpoint.items():
+        assert loaded[name].dtype == value.dtype
+        assert torch.equal(loaded[name].view(torch.uint8), value.view(torch.uint8)), name
 
 
 def test_tensors_that_begin_at_one_address_and_end_apart_are_saved_whole(

@@ -65,7 +65,7 @@ class _StoragePickler(pickle.Pickler):
         if isinstance(obj, torch.storage.TypedStorage):
             return _STORAGE, self._place(obj._untyped_storage), obj.dtype
         if isinstance(obj, torch.UntypedStorage):
-            return _STORAGE, self._place(obj), None
+            return _STORAGE, self._place(obj), torch.uint8
         return None
 
     def _place(self, storage: torch.UntypedStorage) -> int:
@@ -88,11 +88,8 @@ class _StorageUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         _, place, dtype = pid
-        storage = self._storages[place]
-        if dtype is None:
-            return storage
-        # As `torch.load` itself builds it; torch has no annotations there.
-        return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
+        # As `torch.load` itself builds it, also where there was no type; torch has no annotations there.
+        return torch.storage.TypedStorage(wrap_storage=self._storages[place], dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
 
 
 def _host_copy(storage: torch.UntypedStorage) -> torch.UntypedStorage:
