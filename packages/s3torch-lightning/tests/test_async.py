@@ -336,6 +336,48 @@ def test_a_checkpoint_in_upload_counts_as_existing(
     assert not filesystem.exists(f"{run_uri}/a.ckpt")
 
 
+WAYS_TO_LOOK: dict[str, Callable[[S3FileSystem, str], Any]] = {
+    "info": lambda fs, folder: fs.info(f"{folder}/a.ckpt")["size"] > 3,
+    "isfile": lambda fs, folder: fs.isfile(f"{folder}/a.ckpt"),
+    "ls": lambda fs, folder: [entry["size"] > 3 for entry in fs.ls(folder)] == [True],
+    "find": lambda fs, folder: [entry["size"] > 3 for entry in fs.find(folder, detail=True).values()] == [True],
+    "open": lambda fs, folder: len(fs.cat_file(f"{folder}/a.ckpt")) > 3,
+    "copy": lambda fs, folder: fs.cp_file(f"{folder}/a.ckpt", f"{folder}/b") or fs.info(f"{folder}/b")["size"] > 3,
+    "rm": lambda fs, folder: fs.rm_file(f"{folder}/a.ckpt") or not fs.exists(f"{folder}/a.ckpt"),
+}
+
+
+@pytest.mark.parametrize("there_is_an_old_one", [True, False])
+@pytest.mark.parametrize("look", WAYS_TO_LOOK.values(), ids=WAYS_TO_LOOK)
+def test_the_filesystem_sees_what_was_saved_before(
+    plugin: S3AsyncCheckpoint,
+    server: CountingServer,
+    run_uri: str,
+    look: Callable[[S3FileSystem, str], Any],
+    there_is_an_old_one: bool,
+) -> None:
+    if there_is_an_old_one:
+        server.put("run/a.ckpt", b"old")
+    server.fault(operation="PutObject", times=1, delay_seconds=0.3)
+    plugin.save_checkpoint(content(1), f"{run_uri}/a.ckpt")
+    assert look(S3FileSystem(), run_uri)
+
+
+def test_a_file_whose_save_failed_is_not_read_as_it_was_before(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    server.put("run/a.ckpt", b"old")
+    server.put("run/b.ckpt", b"other")
+    server.fault(operation="PutObject", times=1, delay_seconds=0.3, status=403, code="AccessDenied")
+    plugin.save_checkpoint(content(1), f"{run_uri}/a.ckpt")
+    filesystem = S3FileSystem()
+    assert filesystem.cat_file(f"{run_uri}/b.ckpt") == b"other"
+    with pytest.raises(AccessDeniedError, match=r"a\.ckpt"):
+        filesystem.cat_file(f"{run_uri}/a.ckpt")
+    plugin.teardown()
+    assert filesystem.cat_file(f"{run_uri}/a.ckpt") == b"old"
+
+
 def test_a_load_sees_what_was_saved_before_it(plugin: S3AsyncCheckpoint, run_uri: str) -> None:
     plugin.save_checkpoint(content(5), f"{run_uri}/a.ckpt")
     assert plugin.load_checkpoint(f"{run_uri}/a.ckpt")["seen"] == [5]

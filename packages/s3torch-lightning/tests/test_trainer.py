@@ -204,6 +204,25 @@ def test_load_from_checkpoint_reads_the_uri(model_class: Any, make_trainer: Any,
     assert same(weights(model_class.load_from_checkpoint(f"{run_uri}/last.ckpt")), weights(model))
 
 
+def test_a_checkpoint_that_is_being_uploaded_is_waited_for(
+    model_class: Any, make_trainer: Any, options: dict[str, Any], run_uri: str, server: CountingServer
+) -> None:
+    plugin, model = S3AsyncCheckpoint(**options), model_class()
+    trainer = make_trainer(plugin, enable_checkpointing=False, max_epochs=1)
+    trainer.fit(model)
+    for value in (1.0, 2.0):
+        torch.nn.init.constant_(model.layer.weight, value)
+        server.fault(operation="PutObject", times=1, delay_seconds=0.3)
+        trainer.save_checkpoint(f"{run_uri}/a.ckpt")
+        assert same(weights(model_class.load_from_checkpoint(f"{run_uri}/a.ckpt")), weights(model))
+    server.fault(operation="PutObject", times=1, delay_seconds=0.3)
+    trainer.save_checkpoint(f"{run_uri}/only/last.ckpt")
+    resumed = make_trainer(plugin, {"dirpath": f"{run_uri}/only", "save_last": True}, max_epochs=2)
+    resumed.fit(model_class(), ckpt_path="last")
+    assert resumed.ckpt_path == f"{run_uri}/only/last.ckpt"
+    assert resumed.global_step == 8
+
+
 def test_a_trained_checkpoint_loads_through_s3checkpoint(
     model_class: type, make_trainer: Any, plugin: Any, run_uri: str, options: dict[str, Any]
 ) -> None:

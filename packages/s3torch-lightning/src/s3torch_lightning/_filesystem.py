@@ -19,15 +19,16 @@ from ._entries import Entry, entries_in, files_below, folder_of, forget_folder, 
 from ._files import DeferredWriter, TextWriter
 from ._repairs import repair_imported
 from ._settings import S3Settings, current_settings
-from ._uploads import pending_state
+from ._uploads import pending_state, wait_for
 
 
 class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no type information
     """Files on S3 for whatever asks fsspec for `s3://`, where s3fs is not installed.
 
     Without arguments it uses the settings of the plugin made last. Keys are exact, nothing is cached, and a file that
-    is written appears at its clean close or not at all. A missing bucket and missing permission raise; they are not
-    taken for a missing file.
+    is written appears at its clean close or not at all. What is read, listed, copied or deleted is first waited for,
+    where a plugin of this process is still saving or removing it in the background. A missing bucket and missing
+    permission raise; they are not taken for a missing file.
 
     Write with `fs.open`, which gives the object up after an exception. `with fsspec.open("s3://…", "wb")` completes it
     even then: its block ends with a `close` that is not told of the exception.
@@ -88,7 +89,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         Raises:
             FileNotFoundError: There is no such folder or file.
         """
-        found = entries_in(self._client, *self._split(path))
+        found = entries_in(self._client, *self._settled(path))
         return found if detail else [entry["name"] for entry in found]
 
     def find(
@@ -105,6 +106,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         """
         if maxdepth is not None or withdirs:
             return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail, **kwargs)
+        self._settled(path)
         bucket, folder = self._folder(path)
         found = files_below(self._client, bucket, folder)
         if not found and folder and self.isfile(path):
@@ -122,7 +124,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         Raises:
             FileNotFoundError: Neither.
         """
-        return look_up(self._client, *self._split(path))
+        return look_up(self._client, *self._settled(path))
 
     def exists(self, path: str, **kwargs: Any) -> bool:
         """Whether there is a file or folder, counting a checkpoint whose upload is still under way.
@@ -134,8 +136,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         Raises:
             S3Exception: It cannot be told: no such bucket, no permission, no answer.
         """
-        bucket, key = self._split(path)
-        pending = pending_state(f"s3://{bucket}/{key}")
+        pending = self._pending(path)
         return self._entry(path) is not None if pending is None else pending
 
     def isdir(self, path: str) -> bool:
@@ -148,11 +149,14 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         return entry is not None and entry["type"] == "directory"
 
     def isfile(self, path: str) -> bool:
-        """Whether a path is an object.
+        """Whether a path is an object, counting a checkpoint whose upload is still under way.
 
         Args:
             path: `s3://bucket/key`.
         """
+        pending = self._pending(path)
+        if pending is not None:
+            return pending
         entry = self._entry(path)
         return entry is not None and entry["type"] == "file"
 
@@ -214,7 +218,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         Args:
             path: `s3://bucket/key`.
         """
-        self._client.delete_object(*self._split(path))
+        self._client.delete_object(*self._settled(path))
 
     def rm(self, path: str | list[str], recursive: bool = False, maxdepth: int | None = None) -> None:
         """Delete files and, where asked for, whole folders.
@@ -252,7 +256,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
             path2: Where to.
             **kwargs: Not used.
         """
-        self._client.copy_object(*self._split(path1), *self._split(path2))
+        self._client.copy_object(*self._settled(path1), *self._split(path2))
 
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
         """Write an object at once, or at the end of the transaction.
@@ -313,6 +317,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
     ) -> Any:
         bucket, key = self._split(path)
         if mode == "rb":
+            self._settled(path)
             return self.settings.checkpoint.reader(f"s3://{bucket}/{key}")
         if mode == "xb" and self.exists(path):
             raise FileExistsError(f"s3://{bucket}/{key} exists")
@@ -322,6 +327,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         stream = upload if compress is None else CompressedUpload(upload, compress)
         writer = S3Writer(stream) if autocommit else DeferredWriter(stream, f"s3://{bucket}/{key}")
         if mode == "ab":
+            self._settled(path)
             try:
                 before = self._client.get_object(bucket, key).read_all()
             except NoSuchKeyError:
@@ -335,11 +341,20 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
 
     def _entry(self, path: str) -> Entry | None:
         try:
-            return self.info(path)
+            return look_up(self._client, *self._split(path))
         except NoSuchBucketError:  # also a FileNotFoundError; to go on would fail hours later, at the first save
             raise
         except FileNotFoundError:
             return None
+
+    def _pending(self, path: str) -> bool | None:
+        bucket, key = self._split(path)
+        return pending_state(f"s3://{bucket}/{key}")
+
+    def _settled(self, path: str) -> tuple[str, str]:
+        bucket, key = self._split(path)
+        wait_for(f"s3://{bucket}/{key}")
+        return bucket, key
 
     def _split(self, path: str) -> tuple[str, str]:
         return parse_s3_uri("s3://" + self._strip_protocol(path))

@@ -30,7 +30,7 @@ from fsspec.core import url_to_fs
 
 from ._library import imported_libraries
 from ._paths import meant_uri, metadata_uri
-from ._uploads import pending_state
+from ._uploads import pending_state, wait_for
 
 _MARK = "_s3torch_lightning"
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
@@ -72,8 +72,10 @@ def _wrap(cls: type, name: str, wrapper: Callable[[Callable[..., Any]], Callable
 def _finding_last_on_s3(original: Callable[..., set[str]]) -> Callable[..., set[str]]:
     def _find_last_checkpoints(self: Any, trainer: Any) -> set[str]:
         folder = str(self._ModelCheckpoint__resolve_ckpt_dir(trainer))
-        if meant_uri(folder) is None:
+        uri = meant_uri(folder)
+        if uri is None:
             return original(self, trainer)
+        wait_for(uri)  # the newest may still be under way
         filesystem, _ = url_to_fs(folder)
         filesystem.invalidate_cache()  # s3fs remembers listings, and the newest may be newer
         if not filesystem.exists(folder):

@@ -115,8 +115,29 @@ class UploadQueue:
     def pending(self, uri: str) -> bool | None:
         """What will be at a URI once the queue has run: True or False, or None when the queue does not touch it."""
         with self._changed:
-            tasks = [*([self._running] if self._running else []), *self._waiting]
-            return next((task.is_save for task in reversed(tasks) if task.uri == uri), None)
+            return next((task.is_save for task in reversed(self._unfinished()) if task.uri == uri), None)
+
+    def wait_for(self, uri: str) -> None:
+        """Wait until the queue touches neither a URI nor what lies below it.
+
+        Raises:
+            BaseException: What was to be saved or removed there, and failed, if that was not raised yet.
+        """
+        below = uri.rstrip("/") + "/"
+
+        def is_there(task: _Task) -> bool:
+            return task.uri == uri or task.uri.startswith(below)
+
+        failure = None
+        with self._changed:
+            self._wait(lambda: not any(map(is_there, self._unfinished())))
+            if any(is_there(task) for task in self._unproven if task.error is not None):
+                failure = self._take_failure()
+        if failure is not None:
+            raise failure
+
+    def _unfinished(self) -> list[_Task]:
+        return [*([self._running] if self._running else []), *self._waiting]
 
     def _in_flight(self) -> int:
         running = self._running is not None and self._running.is_save
@@ -197,5 +218,22 @@ def pending_state(uri: str) -> bool | None:
     Args:
         uri: `s3://bucket/key`.
     """
-    states = [queue.pending(uri) for queue in list(_queues) if queue.pid == os.getpid()]
+    states = [queue.pending(uri) for queue in _own_queues()]
     return next((state for state in states if state is not None), None)
+
+
+def wait_for(uri: str) -> None:
+    """Wait until no upload or removal in the background touches a URI or what lies below it.
+
+    Args:
+        uri: `s3://bucket/key`, of an object or a folder.
+
+    Raises:
+        BaseException: What was to be saved or removed there, and failed, if that was not raised yet.
+    """
+    for queue in _own_queues():
+        queue.wait_for(uri)
+
+
+def _own_queues() -> list[UploadQueue]:
+    return [queue for queue in list(_queues) if queue.pid == os.getpid()]
