@@ -319,6 +319,17 @@ def test_the_handler_of_a_signal_may_save_in_the_midst_of_a_save(
     assert server.keys() == ["run/a.ckpt", "run/signal.ckpt"]
 
 
+def test_the_checkpoint_of_a_job_that_slurm_requeues_has_arrived_when_it_is_saved(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    server.fault(operation="PutObject", times=1, delay_seconds=0.3)
+    plugin.save_checkpoint(content(1), f"{run_uri}/hpc_ckpt_1.ckpt")
+    assert server.keys() == ["run/hpc_ckpt_1.ckpt"]
+    server.fault(operation="PutObject", status=403, code="AccessDenied")
+    with pytest.raises(AccessDeniedError, match=r"hpc_ckpt_2\.ckpt"):
+        plugin.save_checkpoint(content(2), f"{run_uri}/hpc_ckpt_2.ckpt")
+
+
 def test_a_checkpoint_in_upload_counts_as_existing(
     plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
 ) -> None:

@@ -14,6 +14,9 @@ from ._paths import checkpoint_uri, metadata_uri
 from ._snapshot import Snapshot, take_snapshot
 from ._uploads import UploadQueue
 
+# How Lightning names the checkpoints of a job that SLURM requeues, and looks for them.
+_OF_SLURM = "hpc_ckpt_"
+
 
 class S3AsyncCheckpoint(S3LightningCheckpoint):
     """Saves checkpoints in the background: training waits for a copy in host memory, not for the network.
@@ -53,6 +56,9 @@ class S3AsyncCheckpoint(S3LightningCheckpoint):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Copy a checkpoint to host memory and queue its upload; wait first while too many are in flight.
 
+        That which Lightning saves when SLURM announces the end of the job has arrived when this returns: the job is
+        requeued right after it, and goes on from there.
+
         Args:
             checkpoint: What the Trainer or Fabric wants saved; it may be changed as soon as this returns.
             path: `s3://bucket/folder/name.ckpt`.
@@ -65,6 +71,8 @@ class S3AsyncCheckpoint(S3LightningCheckpoint):
         uri, options = checkpoint_uri(path), SaveOptions.parse(storage_options)
         options.apply(self._settings)  # refuses bad values here, not in the background
         self._uploads.save(uri, lambda: partial(self._upload, take_snapshot(checkpoint), uri, options))
+        if uri.rpartition("/")[2].startswith(_OF_SLURM):
+            self._uploads.drain()
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         """Load a checkpoint, after what is in flight has arrived.
