@@ -23,8 +23,9 @@ class S3AsyncCheckpoint(S3LightningCheckpoint):
 
     Saves and removals run one after the other, in the order in which they were asked for. A removal whose replacement
     could not be saved is dropped. An error in the background is raised by the next `save_checkpoint`, once that has
-    queued its own, or by `teardown`, which the Trainer calls at the end; with Fabric, call `teardown` yourself.
-    Whatever else happens, also a kill in mid-upload, the previous checkpoint stays.
+    queued its own, or by `teardown`, which the Trainer calls at the end of the training. Call it yourself with Fabric,
+    and after what you save when the training has ended, or an error there is only logged. Whatever else happens, also a
+    kill in mid-upload, the previous checkpoint stays.
 
     Args:
         region: AWS region of the bucket; None for the environment's.
