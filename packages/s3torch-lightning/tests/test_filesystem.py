@@ -255,6 +255,14 @@ def test_removing_is_exact(fs: S3FileSystem, filled: str, server: CountingServer
     assert server.objects() == {"moved": b"top", "run2/c": b"run2/c", "top": b"top"}
 
 
+@pytest.mark.parametrize("target", ["run/a.ckpt", "run/"])
+def test_what_is_moved_onto_itself_stays(fs: S3FileSystem, filled: str, server: CountingServer, target: str) -> None:
+    bucket = filled.removeprefix("s3://")
+    with pytest.raises(ValueError, match=r"run/a\.ckpt cannot be copied or moved onto itself"):
+        fs.mv(f"{filled}/run/a.ckpt", f"{bucket}/{target}")
+    assert server.get("run/a.ckpt") == b"run/a.ckpt"
+
+
 def test_the_settings_are_those_of_the_plugin_made_last(options: dict[str, Any], fs: S3FileSystem) -> None:
     assert fs.settings.endpoint == options["endpoint"]
     other = S3ClientConfig(access_key_id="other", secret_access_key="secret")

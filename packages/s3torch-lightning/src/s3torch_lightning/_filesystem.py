@@ -255,8 +255,14 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
             path1: What to copy.
             path2: Where to.
             **kwargs: Not used.
+
+        Raises:
+            ValueError: Both are the same object, which a move would delete.
         """
-        self._client.copy_object(*self._settled(path1), *self._split(path2))
+        source, target = self._settled(path1), self._split(path2)
+        if source == target:
+            raise ValueError(f"s3://{'/'.join(source)} cannot be copied or moved onto itself")
+        self._client.copy_object(*source, *target)
 
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
         """Write an object at once, or at the end of the transaction.
