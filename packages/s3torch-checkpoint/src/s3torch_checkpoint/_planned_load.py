@@ -148,9 +148,15 @@ def is_plannable(map_location: Any, weights_only: bool) -> bool:
     list_globals: Callable[[], list[Any]] | None = getattr(torch.serialization, "get_safe_globals", None)
     if not weights_only or not (map_location is None or on_cpu) or list_globals is None:
         return False
-    # torch itself allows its DTensor types; what a user allows may do anything with the bytes.
-    allowed = [entry[0] if isinstance(entry, tuple) else entry for entry in list_globals()]
-    return all(str(getattr(entry, "__module__", "")).startswith("torch.") for entry in allowed)
+    # What a user allows may do anything with the bytes.
+    return all(_is_allowed_by_torch(entry[0] if isinstance(entry, tuple) else entry) for entry in list_globals())
+
+
+def _is_allowed_by_torch(entry: Any) -> bool:
+    """Whether torch itself allows it in archives: its own types and, since torch 2.14, errors with their tracebacks."""
+    module = str(getattr(entry, "__module__", ""))
+    is_error = module == "builtins" and isinstance(entry, type) and issubclass(entry, BaseException)
+    return module.startswith("torch.") or module == "traceback" or is_error
 
 
 def load_planned(client: S3Client, bucket: str, key: str, map_location: Any, progress: TransferProgress) -> Any:
