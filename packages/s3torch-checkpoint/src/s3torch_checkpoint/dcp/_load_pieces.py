@@ -91,7 +91,7 @@ class ItemReader:
     """
 
     def __init__(self, planner: LoadPlanner, decode: Decode, uri_of: Callable[[str], str]) -> None:
-        self._planner = planner
+        self.planner = planner
         self._decode = decode
         self._uri_of = uri_of
         # A planner of another kind may give memory that it uses for the next tensor once it has committed this one.
@@ -149,7 +149,7 @@ class ItemReader:
     def _bytes_piece(self, item: ReadItem, info: Any, key: str) -> WholePiece:
         def use(data: memoryview) -> None:
             stream = self._decoded(info, data)
-            self._planner.load_bytes(item, stream if isinstance(stream, io.BytesIO) else io.BytesIO(data))
+            self.planner.load_bytes(item, stream if isinstance(stream, io.BytesIO) else io.BytesIO(data))
 
         return WholePiece(Want(key, info.offset, info.offset + info.length), use)
 
@@ -178,10 +178,10 @@ class ItemReader:
             nonlocal left
             left -= 1
             if left == 0:
-                self._planner.commit_tensor(item, target)
+                self.planner.commit_tensor(item, target)
 
         if not blocks:
-            self._planner.commit_tensor(item, target)
+            self.planner.commit_tensor(item, target)
         for block in blocks:
             want = Want(key, payload.start + block.start, payload.start + block.end)
             part = _part(target, block)
@@ -241,7 +241,7 @@ class ItemReader:
     def _fill(self, item: ReadItem, target: torch.Tensor, tensor: torch.Tensor) -> None:
         target.copy_(tensor)
         settle(target)
-        self._planner.commit_tensor(item, target)
+        self.planner.commit_tensor(item, target)
 
     def _decoded(self, info: Any, data: memoryview) -> io.BytesIO | _MemoryFile:
         """The item as it was before its transforms."""
@@ -261,7 +261,7 @@ class ItemReader:
         return decoded
 
     def _target(self, item: ReadItem, info: Any) -> torch.Tensor:
-        target = self._planner.resolve_tensor(item).detach()
+        target = self.planner.resolve_tensor(item).detach()
         if tuple(target.shape) != tuple(item.lengths):
             raise CorruptCheckpointError(
                 f"{item.storage_index.fqn!r} in {self._uri_of(info.relative_path)} has {tuple(item.lengths)} elements "

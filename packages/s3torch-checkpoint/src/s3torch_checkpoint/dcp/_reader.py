@@ -30,6 +30,7 @@ from ._places import Places
 from ._portable_errors import portable_errors
 from ._shared_load import load_shared
 from ._sharing import Identity, LoadNote, SharePlan, identity_of, plan_sharing
+from ._sizes import check_sizes
 from ._writer import is_s3_uri
 
 
@@ -222,6 +223,7 @@ class S3StorageReader(StorageReader):
 
         Raises:
             IncompleteCheckpointError: An object that the metadata names is not there.
+            ValueError: A tensor is to be loaded into one of another size.
             S3Exception: A range could not be read; destinations may have been filled in part.
         """
         note = plan.storage_data
@@ -229,6 +231,7 @@ class S3StorageReader(StorageReader):
         items = ItemReader(planner, self._decode, self._address.uri)
         try:
             if share_plan is None:
+                check_sizes(planner, self.path)
                 self._find_payloads(plan.items)
                 self._load_alone(plan.items, items)
             else:
@@ -265,6 +268,7 @@ class S3StorageReader(StorageReader):
         kept: list[tuple[ReadItem, list[torch.Tensor]]] = []
 
         def make_pieces() -> tuple[list[LoadPiece], dict[Identity, list[LoadPiece]]]:
+            check_sizes(items.planner, self.path)  # here, where the other ranks are told of an error
             places = Places()
             alone: list[LoadPiece] = []
             shared: dict[Identity, list[LoadPiece]] = {}
