@@ -25,6 +25,7 @@ from .._errors import CheckpointError, CheckpointExistsError, IncompleteCheckpoi
 from .._progress import TransferProgress
 from .._threads import run_all
 from .._upload import upload
+from . import _staging
 from ._commit import commit, commit_as_first, delete_quietly, missing_items, rank_metadata_names
 from ._names import METADATA_NAME, data_name, new_save_id, rank_metadata_name
 from ._portable_errors import portable_errors
@@ -274,6 +275,18 @@ class S3StorageWriter(StorageWriter):
         make_visible = commit if self._overwrite else commit_as_first
         make_visible(self._client, save.address, _metadata_name(save), committed)
         vars(metadata).update(vars(committed))  # `dcp.save` returns it
+
+    if _staging.IS_NEEDED:
+        # What torch asks a writer for that copies by itself what an `async_save` is to save.
+        _synchronize_after_execute = False
+        should_synchronize_after_execute = False
+
+        def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+            """Copy what is to be saved, so that training may go on."""
+            return _staging.stage(state_dict)
+
+        def synchronize_staging(self) -> None:
+            """Do nothing: the copy is whole when `stage` returns."""
 
     @property
     def _current(self) -> _Save:
