@@ -25,6 +25,7 @@ from s3torch_checkpoint.safetensors import load_file, load_sharded, safe_open, s
 from s3torch_checkpoint.safetensors._header import CODES
 from servers import free_ports
 from servers.counting import CountingServer
+from torch_features import needs_torch
 
 MiB = 2**20
 BUFFER_BYTES = 32 * MiB  # a tensor that is longer passes through several
@@ -398,6 +399,7 @@ if __name__ == "__main__":
 """
 
 
+@needs_torch("torch.distributed.checkpoint.state_dict_saver.AsyncCheckpointerType")
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_what_is_trained_on_after_an_async_save_is_not_in_it(
     counting_server: CountingServer, root: str, run_python: Callable[..., str], kind: str

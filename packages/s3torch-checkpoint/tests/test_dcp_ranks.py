@@ -14,15 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint.utils import _DistWrapper
 
 from servers import S3Server
 from servers.counting import CountingServer, start_counting_server
+from torch_features import needs_torch
 
 RANKS = Path(__file__).parent / "workers" / "ranks.py"
 # One rank's part of a save is one object, and rank 0 writes the metadata.
 REQUESTS_OF_A_SAVE_BY_TWO = 3
 NOT_DONE = "was not done"
 OF_ONE_MEMORY = ("load_replicated_into_the_same_memory", "load_replicated_through_one_buffer")
+IN_A_PROCESS = pytest.param(
+    "process", marks=needs_torch("torch.distributed.checkpoint.state_dict_saver.AsyncCheckpointerType")
+)
 
 
 class Job:
@@ -83,7 +88,7 @@ def two_ranks(server: CountingServer, root: str, refusing: str) -> Job:
     steps: list[tuple[str, ...]] = [("save", f"{root}/{name}", "1") for name in "abcdegh"]
     steps += [("save", f"{root}/k0", "1"), ("save", f"{root}/k1", "1")]
     steps += [("load", f"{root}/a", "1"), ("load_part", f"{root}/a", "1")]
-    steps += [("save_async", f"{root}/thread", "2", "thread"), ("save_async", f"{root}/process", "3", "process")]
+    steps += [("save_async", f"{root}/thread", "2", "thread"), ("save_async", f"{root}/process", "2", "process")]
     steps += [("fsdp", f"{root}/fsdp"), ("save_separately", f"{root}/separate", "1")]
     steps += [("fail_to_save", f"{root}/h", "2"), ("load", f"{root}/h", "1"), ("fail_to_save", f"{root}/i", "1")]
     steps += [("save", f"{refusing}/r", "1"), ("be_refused", f"{refusing}/r", "2"), ("load", f"{refusing}/r", "1")]
@@ -132,15 +137,18 @@ def test_two_ranks_load_a_part(two_ranks: Job, root: str) -> None:
     two_ranks.check(("load_part", f"{root}/a", "1"))
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("thread", "2"), ("process", "3")])
-def test_async_save_keeps_the_state_of_the_call(two_ranks: Job, root: str, kind: str, seed: str) -> None:
-    two_ranks.check(("save_async", f"{root}/{kind}", seed, kind))
+@pytest.mark.parametrize("kind", ["thread", IN_A_PROCESS])
+def test_async_save_keeps_the_state_of_the_call(two_ranks: Job, root: str, kind: str) -> None:
+    two_ranks.check(("save_async", f"{root}/{kind}", "2", kind))
 
 
+# Under its older name, before torch 2.6, it works on a GPU alone.
+@needs_torch("torch.distributed.fsdp.fully_shard")
 def test_a_model_and_optimizer_under_fsdp_are_restored(two_ranks: Job, root: str) -> None:
     two_ranks.check(("fsdp", f"{root}/fsdp"))
 
 
+@needs_torch("torch.distributed.checkpoint.save", "use_collectives")
 def test_ranks_save_and_load_each_on_its_own(two_ranks: Job, server: CountingServer, root: str) -> None:
     two_ranks.check(("save_separately", f"{root}/separate", "1"))
     metadata = [key for key in server.objects() if key.startswith("separate/") and key.endswith(".metadata")]
@@ -171,6 +179,10 @@ def test_a_replicated_load_fetches_once_per_node(four_ranks: Job, server: Counti
     assert 1.9 * stored <= fetched_bytes(server, "e") <= 2.1 * stored
 
 
+@pytest.mark.skipif(
+    not hasattr(_DistWrapper(None, False, 0), "global_coordinator_rank"),
+    reason="this version of torch can load only with all ranks together",
+)
 def test_groups_of_ranks_load_replicated_each_within_itself(four_ranks: Job, server: CountingServer, root: str) -> None:
     four_ranks.check(("load_replicated_in_groups", f"{root}/g", "1"))
     assert fetched_bytes(server, "g") <= 2 * 1.05 * stored_bytes(server, "g")
@@ -201,7 +213,7 @@ def test_an_upload_that_one_rank_cannot_finish_leaves_the_previous_checkpoint(tw
     two_ranks.check(("be_refused", f"{refusing}/r", "2"), ("load", f"{refusing}/r", "1"))
 
 
-@pytest.mark.parametrize("kind", ["thread", "process"])
+@pytest.mark.parametrize("kind", ["thread", IN_A_PROCESS])
 def test_an_async_save_that_is_refused_leaves_the_previous_checkpoint(two_ranks: Job, refusing: str, kind: str) -> None:
     two_ranks.check(("be_refused_async", f"{refusing}/r", "2", kind), ("load", f"{refusing}/r", "1"))
 

@@ -21,14 +21,17 @@ from s3torch_checkpoint.dcp import (
     list_checkpoints,
 )
 from servers.counting import CountingServer
+from torch_features import needs_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 Options = dict[str, Any]
+saves_alone = needs_torch("torch.distributed.checkpoint.save", "use_collectives")
 
 
 def save(options: Options, uri: str, value: float = 1.0, *, use_collectives: bool = True) -> None:
     writer = S3StorageWriter(path=uri, **options)
-    dcp.save({"a": torch.full((10,), value)}, storage_writer=writer, use_collectives=use_collectives)
+    alone: dict[str, Any] = {} if use_collectives else {"use_collectives": False}
+    dcp.save({"a": torch.full((10,), value)}, storage_writer=writer, **alone)
 
 
 def load(options: Options, uri: str) -> float:
@@ -166,6 +169,7 @@ def test_clean_deletes_nothing_where_the_folders_above_may_not_be_listed(
     assert load(options, root) == 1.0
 
 
+@saves_alone
 def test_clean_keeps_what_a_rank_names_that_saved_on_its_own(options: Options, root: str) -> None:
     strategy = RoundRobinPrefixStrategy(["shards"])
     writer = S3StorageWriter(path=f"{root}/one", prefix_strategy=strategy, **options)
@@ -175,6 +179,7 @@ def test_clean_keeps_what_a_rank_names_that_saved_on_its_own(options: Options, r
     assert load(options, f"{root}/one") == 1.0
 
 
+@saves_alone
 def test_a_checkpoint_of_the_whole_job_replaces_what_ranks_saved_on_their_own(
     options: Options, root: str, counting_server: CountingServer
 ) -> None:
@@ -200,6 +205,7 @@ def hidden(options: Options, root: str, counting_server: CountingServer) -> None
         counting_server.put(key, content)
 
 
+@saves_alone
 @pytest.mark.usefixtures("hidden")
 def test_what_is_removed_does_not_uncover_what_ranks_saved_on_their_own(
     options: Options, root: str, counting_server: CountingServer
@@ -215,6 +221,7 @@ def test_what_is_removed_does_not_uncover_what_ranks_saved_on_their_own(
     assert load(options, f"{root}/two") == 3.0
 
 
+@saves_alone
 @pytest.mark.usefixtures("hidden")
 def test_clean_deletes_what_ranks_saved_on_their_own_where_a_checkpoint_hides_it(
     options: Options, root: str, counting_server: CountingServer
@@ -226,6 +233,7 @@ def test_clean_deletes_what_ranks_saved_on_their_own_where_a_checkpoint_hides_it
     assert len(counting_server.objects()) == 4
 
 
+@saves_alone
 def test_a_save_that_may_not_overwrite_leaves_what_ranks_saved_on_their_own(options: Options, root: str) -> None:
     save(options, root, 1.0, use_collectives=False)
     writer = S3StorageWriter(path=root, overwrite=False, **options)

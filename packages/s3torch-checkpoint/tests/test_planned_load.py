@@ -20,6 +20,7 @@ from s3torch_checkpoint._archive_directory import archive_members, directory_sta
 from s3torch_checkpoint._planned_load import NotPlannable, is_plannable, load_planned
 from s3torch_checkpoint._progress import TransferProgress
 from servers.counting import CountingServer
+from torch_features import needs_torch
 
 MiB = 2**20
 Options = dict[str, Any]
@@ -167,6 +168,7 @@ def test_other_ways_of_loading_are_not_planned() -> None:
     assert not is_plannable(lambda storage, location: storage, True)
 
 
+@needs_torch("torch.serialization.safe_globals")
 def test_functions_that_the_user_allows_stop_the_planning() -> None:
     with torch.serialization.safe_globals([archive_of]):
         assert not is_plannable(None, True)

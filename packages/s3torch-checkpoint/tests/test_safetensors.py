@@ -62,9 +62,13 @@ def test_what_the_library_wrote_is_loaded(options: Options, uri: str, stored: di
     assert_same(load_file(uri, **options), stored)
 
 
-def test_the_library_reads_what_is_saved(options: Options, uri: str, counting_server: CountingServer) -> None:
+def test_the_library_reads_what_is_saved(
+    options: Options, uri: str, counting_server: CountingServer, tmp_path: Path
+) -> None:
     save_file(some_tensors(), uri, {"format": "pt"}, **options)
-    assert_same(safetensors.torch.load(counting_server.get("run/model.safetensors")), some_tensors())
+    # From a file: safetensors 0.4.3 reads no empty tensor from memory.
+    (tmp_path / "model.safetensors").write_bytes(counting_server.get("run/model.safetensors"))
+    assert_same(safetensors.torch.load_file(tmp_path / "model.safetensors"), some_tensors())
 
 
 def test_a_file_survives_on_every_server(s3_server: S3Server, make_options: Callable[..., Options]) -> None:

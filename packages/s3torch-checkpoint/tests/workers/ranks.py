@@ -5,6 +5,7 @@ Rank 0 prints one line per step: its number and "ok", or the error.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -19,7 +20,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+try:
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+except ImportError:  # before torch 2.5
+    from torch.distributed._tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
 
@@ -79,12 +84,18 @@ def load_part(uri: str, seed: str) -> None:
     assert torch.equal(state["model"]["rows"].full_tensor(), full("rows", int(seed)))
 
 
-def save_async(uri: str, seed: str, kind: str) -> None:
-    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+def start_async_save(uri: str, state: dict[str, Any], kind: str) -> Any:
+    options: dict[str, Any] = {}
+    if kind != "thread":  # the default, and in torch 2.4 the only one
+        from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
+        options["async_checkpointer_type"] = AsyncCheckpointerType(kind)
+    return dcp.async_save(state, storage_writer=S3StorageWriter(None, uri, thread_count=2), **options)
+
+
+def save_async(uri: str, seed: str, kind: str) -> None:
     state = sharded_state(int(seed))
-    writer = S3StorageWriter(None, uri, thread_count=2)
-    future = dcp.async_save(state, storage_writer=writer, async_checkpointer_type=AsyncCheckpointerType(kind))
+    future = start_async_save(uri, state, kind)
     for tensor in state["model"].values():
         (tensor.to_local() if isinstance(tensor, DTensor) else tensor).zero_()
     future.result()
@@ -217,13 +228,7 @@ def be_refused(uri: str, seed: str) -> None:
 
 
 def be_refused_async(uri: str, seed: str, kind: str) -> None:
-    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
-
-    future = dcp.async_save(
-        sharded_state(int(seed)),
-        storage_writer=S3StorageWriter(None, uri),
-        async_checkpointer_type=AsyncCheckpointerType(kind),
-    )
+    future = start_async_save(uri, sharded_state(int(seed)), kind)
     with pytest.raises(BaseException, match="AccessDenied"):
         future.result()
 
@@ -294,4 +299,6 @@ if __name__ == "__main__":
         if dist.get_rank() == 0:
             outcome = next((outcome for outcome in outcomes if outcome != "ok"), "ok")
             print(json.dumps([number, outcome]), flush=True)
+    # Never freed: to free it, torch 2.4 joins its threads and keeps the GIL, for which one of them may still wait.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     dist.destroy_process_group()
