@@ -19,6 +19,7 @@ from ._entries import Entry, entries_in, files_below, folder_of, forget_folder, 
 from ._files import DeferredWriter, TextWriter
 from ._repairs import repair_imported
 from ._settings import S3Settings, current_settings
+from ._transaction import WholeTransaction
 from ._uploads import pending_state, wait_for
 
 
@@ -48,6 +49,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
     cachable = False
     root_marker = ""
     sep: ClassVar[str] = "/"
+    _transaction: WholeTransaction | None
 
     def __init__(
         self,
@@ -340,6 +342,19 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
                 before = b""
             writer.write(before)
         return writer
+
+    @property
+    def transaction(self) -> WholeTransaction:
+        """A block at whose end all that was written in it becomes visible."""
+        if self._transaction is None:
+            self._transaction = WholeTransaction(self)
+        return self._transaction
+
+    def start_transaction(self) -> WholeTransaction:
+        """Begin a transaction without a block."""
+        self._intrans = True
+        self._transaction = None
+        return self.transaction
 
     @property
     def _client(self) -> S3Client:
