@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch.distributed import fsdp
 
 from servers import S3Server, free_ports
+from torch_features import needs_torch
 
 EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 
@@ -45,7 +45,7 @@ def test_an_example_does_what_it_says(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="fully_shard has another name before torch 2.6")
+@needs_torch("torch.distributed.fsdp.fully_shard")
 def test_the_example_of_two_ranks_does_what_it_says(moto_server: S3Server, bucket: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / "lightning_sharded.py"), f"s3://{bucket}/run", moto_server.region],
