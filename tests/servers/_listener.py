@@ -13,15 +13,23 @@ class Listener:
     Args:
         serve: Serves one connection, which is its own to close.
         address: Where to listen, of IP's version 4 or 6.
+        receive_buffer_bytes: About how much the system takes for a connection that is not read from; None for its own.
 
     Raises:
         OSError: There is no such address here.
     """
 
-    def __init__(self, serve: Callable[[socket.socket], None], address: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        serve: Callable[[socket.socket], None],
+        address: str = "127.0.0.1",
+        receive_buffer_bytes: int | None = None,
+    ) -> None:
         self._serve = serve
         is_v6 = ":" in address
         self._socket = socket.create_server((address, 0), family=socket.AF_INET6 if is_v6 else socket.AF_INET)
+        if receive_buffer_bytes is not None:  # Before there is a connection, which would be told of more room.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         host = f"[{address}]" if is_v6 else address
         self.url = f"http://{host}:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()

@@ -381,7 +381,7 @@ class SlowStore:
         self.has_begun, self.goes_on = threading.Event(), threading.Event()
         self.ended = threading.Event()
         self.lengths: list[int] = []
-        self._listener = Listener(self._serve)
+        self._listener = Listener(self._serve, receive_buffer_bytes=64 * 1024)
         self.endpoint = self._listener.url
 
     def close(self) -> None:
@@ -390,7 +390,6 @@ class SlowStore:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
             head, _, body = connection.recv(64 * 1024).partition(b"\r\n\r\n")
             length, came = int(head.partition(b"Content-Length: ")[2].split()[0]), len(body)
             self.has_begun.set()

@@ -46,11 +46,12 @@ class Stop:
     def finish(self) -> None:
         """Wait a moment for the answer to what was sent to its end, and no longer: the system may be sending it still.
 
-        It then drops what the store has not got.
+        What the store has not got by then is dropped before this returns.
         """
         if self.outcome is not None and not self.outcome.wait(INTERRUPT_SECONDS):
             for cut in list(self._waiting):
                 cut()
+            self.outcome.wait(INTERRUPT_SECONDS)  # By its thread, which closes the connection.
 
     def sending(self, cut: Callable[[], None]) -> AbstractContextManager[None]:
         """Have a connection cut when the end comes within the block, in which a body is sent."""
