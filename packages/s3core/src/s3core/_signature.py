@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from ._credentials import Credentials
+from ._loading import loading
 
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _SERVICE = "s3"
@@ -121,7 +122,9 @@ class Signer:
 @lru_cache(maxsize=4)  # Many requests are of the same second.
 def signer_of(keys: Credentials, region: str, second: int) -> Signer:
     """The signer; see there."""
-    return Signer(keys, region, second)
+    with loading:  # The first one starts OpenSSL's digests, which no child may inherit half.
+        hashlib.sha256()
+        return Signer(keys, region, second)
 
 
 def _query_pairs(query: str) -> list[tuple[str, str]]:
