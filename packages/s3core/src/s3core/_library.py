@@ -10,14 +10,14 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ._config import MiB
 from ._loading import load, loading
 from ._settings import Settings
-from ._stop import Stop
+from ._stop import Exchange, Stop
 
 if TYPE_CHECKING:
     import urllib3
@@ -45,6 +45,7 @@ class Library:
         self._proxy = proxy
         self._lock = threading.Lock()
         self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
+        self._now = _Now()
 
     def send(
         self,
@@ -63,13 +64,18 @@ class Library:
             target: Path and query, percent-encoded.
             headers: All but `Host`.
             body: The body, whole or in pieces.
-            stop: Cuts the body.
+            stop: Ends it.
 
         Raises:
             OSError: No whole answer came, or one of success before the whole body was sent.
         """
-        whole = None if body is None else _Body([body] if isinstance(body, bytes) else body, stop)
-        return self._urlopen(method, origin, target, headers, whole, preload_content=True)
+        with stop.exchange(has_body=body is not None) as exchange:
+            whole = None if body is None else _Body([body] if isinstance(body, bytes) else body, exchange)
+            self._now.exchange = exchange
+            try:
+                return self._urlopen(method, origin, target, headers, whole, preload_content=True)
+            finally:
+                self._now.exchange = None
 
     def open(self, origin: str, target: str, headers: Mapping[str, str]) -> LibraryReply:
         """Send a GET and wait for the head of the answer; see `send`."""
@@ -144,7 +150,7 @@ class Library:
             host = parts.netloc.rpartition("@")[2]  # Not the password, which would be in messages.
             manager = urllib3.ProxyManager(f"{parts.scheme}://{host}", **options)
         pool = manager.connection_from_url(origin)
-        pool.ConnectionCls = _careful(pool.ConnectionCls, config.read_timeout)
+        pool.ConnectionCls = _careful(pool.ConnectionCls, config.read_timeout, self._now)
         return pool
 
 
@@ -206,28 +212,34 @@ class LibraryReply:
         self._response.close()
 
 
+class _Now(threading.local):
+    """What the connections of a thread are used for now; urllib3 hands nothing of ours down to them."""
+
+    exchange: Exchange | None = None
+
+
 class _Body:
     """The body of a request.
 
     Args:
         pieces: Its bytes.
-        stop: Cuts it.
+        exchange: What it belongs to.
     """
 
-    def __init__(self, pieces: Pieces, stop: Stop) -> None:
-        self.stop = stop
+    def __init__(self, pieces: Pieces, exchange: Exchange) -> None:
         self._pieces = pieces
+        self._exchange = exchange
 
     def __iter__(self) -> Iterator[memoryview]:
         for piece in self._pieces:
             view = memoryview(piece)
             for start in range(0, len(view), _SENT_AT_ONCE):
-                if self.stop.is_set():
-                    raise ConnectionAbortedError("the request was given up")
+                self._exchange.check()
                 yield view[start : start + _SENT_AT_ONCE]
+        self._exchange.is_sending = False
 
 
-def _careful(kind: Any, seconds: float) -> Any:
+def _careful(kind: Any, seconds: float, now: _Now) -> Any:
     """A class of connections that mistake no answer, where urllib3's own would.
 
     They also wait longer for sending than for connecting, and can be stopped.
@@ -235,6 +247,7 @@ def _careful(kind: Any, seconds: float) -> Any:
     Args:
         kind: urllib3's class.
         seconds: How long to wait.
+        now: What they are used for.
     """
     import http.client
     import socket
@@ -250,27 +263,25 @@ def _careful(kind: Any, seconds: float) -> Any:
     class Careful(kind):  # type: ignore[misc]
         response_class = FinalResponse
         is_cut = False
-        stop: Stop | None = None
 
         def connect(self) -> None:
             super().connect()
             self.sock.settimeout(seconds)
 
-        def request(self, *args: Any, body: _Body | None = None, **kwargs: Any) -> None:
+        def request(self, *args: Any, **kwargs: Any) -> None:
             self.is_cut = False
-            self.stop = None if body is None else body.stop
             if self.sock is not None:
                 self.timeout = seconds  # which urllib3 sets the socket to; so far it is that for connecting
             try:
-                with nullcontext() if self.stop is None else self.stop.sending(self.cut):
-                    super().request(*args, body=body, **kwargs)
+                if now.exchange is not None:
+                    now.exchange.begin(self.cut)
+                super().request(*args, **kwargs)
             except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 # The store reads no more: it may have said why.
                 self.is_cut = True
 
         def getresponse(self) -> Any:
-            with nullcontext() if self.stop is None else self.stop.waiting(self.cut):
-                response = super().getresponse()
+            response = super().getresponse()
             if self.is_cut and response.status < 300:
                 self.close()
                 raise http.client.HTTPException(f"the store answered {response.status} before it had the whole request")

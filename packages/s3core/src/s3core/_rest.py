@@ -141,8 +141,7 @@ class RestClient:
             S3Exception: No answer came.
         """
         try:
-            request.stop.outcome = outcome = self._runtime.pool.submit(self.try_change, request)
-            return wait_for(outcome)
+            return wait_for(self._runtime.pool.submit(self.try_change, request))
         except BaseException:
             request.stop.set()
             request.stop.finish()

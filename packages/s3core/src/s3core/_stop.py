@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
-from ._outcome import Outcome
+from ._bell import Bell
 
 # How long whoever was interrupted waits for what is still on its way.
 INTERRUPT_SECONDS = 0.5
@@ -20,14 +20,12 @@ class Stop:
     after it.
     """
 
-    __slots__ = ("_event", "_sending", "_waiting", "outcome")
+    __slots__ = ("_bell", "_event", "_exchanges")
 
     def __init__(self) -> None:
-        self.outcome: Outcome[Any] | None = None  # Of the request, where that is one and was handed to the pool.
+        self._bell = Bell()
         self._event = threading.Event()
-        # What cuts each connection: one whose body is being sent, and one whose answer is awaited.
-        self._sending: set[Callable[[], None]] = set()
-        self._waiting: set[Callable[[], None]] = set()
+        self._exchanges: set[Exchange] = set()  # that are on their way
 
     def is_set(self) -> bool:
         """Whether the requests are over."""
@@ -36,8 +34,9 @@ class Stop:
     def set(self) -> None:
         """End the requests; waits for nothing."""
         self._event.set()
-        for cut in list(self._sending):
-            cut()
+        for exchange in list(self._exchanges):
+            if exchange.is_sending:
+                exchange.cut()
 
     def wait(self, seconds: float) -> None:
         """Wait for the end, but no longer than so many seconds."""
@@ -48,24 +47,64 @@ class Stop:
 
         What the store has not got by then is dropped before this returns.
         """
-        if self.outcome is not None and not self.outcome.wait(INTERRUPT_SECONDS):
-            for cut in list(self._waiting):
-                cut()
-            self.outcome.wait(INTERRUPT_SECONDS)  # By its thread, which closes the connection.
+        self._wait_until_quiet()
+        for exchange in list(self._exchanges):
+            exchange.cut()
+        self._wait_until_quiet()
 
-    def sending(self, cut: Callable[[], None]) -> AbstractContextManager[None]:
-        """Have a connection cut when the end comes within the block, in which a body is sent."""
-        return _listed(self._sending, cut)
+    @contextmanager
+    def exchange(self, *, has_body: bool) -> Iterator[Exchange]:
+        """A request is on its way within the block, and its connection is in order or closed after it."""
+        exchange = Exchange(self, has_body)
+        self._exchanges.add(exchange)
+        try:
+            yield exchange
+        finally:
+            self._exchanges.discard(exchange)
+            self._bell.ring()
 
-    def waiting(self, cut: Callable[[], None]) -> AbstractContextManager[None]:
-        """Have a connection cut by `finish` within the block, in which an answer is awaited."""
-        return _listed(self._waiting, cut)
+    def _wait_until_quiet(self) -> None:
+        def is_quiet() -> bool:
+            return not self._exchanges
+
+        deadline = time.monotonic() + INTERRUPT_SECONDS
+        while not is_quiet() and (left := deadline - time.monotonic()) > 0:
+            self._bell.wait(is_quiet, left)
 
 
-@contextmanager
-def _listed(cuts: set[Callable[[], None]], cut: Callable[[], None]) -> Iterator[None]:
-    cuts.add(cut)
-    try:
-        yield
-    finally:
-        cuts.discard(cut)
+class Exchange:
+    """A request and its answer.
+
+    Args:
+        stop: Ends it.
+        has_body: Whether the request has a body.
+
+    Attributes:
+        is_sending: Whether not all of the body is sent yet.
+    """
+
+    __slots__ = ("_cut", "_stop", "is_sending")
+
+    def __init__(self, stop: Stop, has_body: bool) -> None:
+        self._stop = stop
+        self._cut: Callable[[], None] | None = None
+        self.is_sending = has_body
+
+    def begin(self, cut: Callable[[], None]) -> None:
+        """Send the request on a connection, which this function cuts; raises as `check` does."""
+        self._cut = cut
+        self.check()
+
+    def check(self) -> None:
+        """Send no further.
+
+        Raises:
+            ConnectionAbortedError: The end has come.
+        """
+        if self._stop.is_set():
+            raise ConnectionAbortedError("the request was given up")
+
+    def cut(self) -> None:
+        """Cut the connection."""
+        if self._cut is not None:
+            self._cut()
