@@ -9,6 +9,7 @@ import re
 import struct
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -308,10 +309,21 @@ def _translated(call: Callable[[], T]) -> T:
     try:
         return call()
     except (http_errors.HTTPError, http.client.HTTPException) as error:
+        _let_go(error)
         # urllib3 counts a refused connection among the timeouts.
         is_late = isinstance(error, http_errors.TimeoutError) and not isinstance(error, http_errors.NewConnectionError)
         is_late |= any(isinstance(reason, TimeoutError) for reason in error.args)  # while the body was sent
         raise (TimeoutError if is_late else ConnectionError)(_words(error)) from error
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Keep no local of the calls that ended with an error: views of the body are among them, and urllib3 makes cycles.
+
+    Else a buffer that was lent for the request could not be resized before the garbage collector comes.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _words(error: BaseException) -> str:

@@ -59,6 +59,11 @@ class Part:
         """As `pieces`, with copies of what is the caller's, who may change it after Ctrl-C while it is on its way."""
         return [piece if self._is_own(piece) else bytes(piece) for piece in self.pieces()]
 
+    def drop(self) -> None:
+        """Let go of all bytes, whoever still knows this part or its pieces."""
+        self._pieces.clear()
+        self.buffer = None
+
     def _is_own(self, piece: bytearray | memoryview) -> bool:
         return isinstance(piece, bytearray) or piece.obj is self.buffer or type(piece.obj) is bytes
 

@@ -365,8 +365,10 @@ class PutObjectStream:
 
 def _put_back(part: Part, free: SimpleQueue[bytearray | None]) -> None:
     """Let another part be held in a part's place, and its buffer be used again, now that its bytes are sent."""
+    buffer = part.buffer
+    part.drop()
     if part.is_counted:
-        free.put(part.buffer)
+        free.put(buffer)
 
 
 def _is_bytes(view: memoryview) -> bool:
