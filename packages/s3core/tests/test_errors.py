@@ -31,6 +31,7 @@ def test_an_error_can_be_rebuilt_from_its_message_and_pickled(kind: type[S3Excep
         ("CredentialsError", PermissionError),
         ("ArchivedObjectError", PermissionError),
         ("ObjectChangedError", RuntimeError),
+        ("ObjectExistsError", FileExistsError),
         ("PreconditionFailedError", RuntimeError),
         ("ThrottledError", ConnectionError),
         ("S3ConnectionError", ConnectionError),

@@ -205,6 +205,7 @@ class S3Client:
         storage_class: str | None = None,
         size_hint: int | None = None,
         metadata: Mapping[str, str] | None = None,
+        overwrite: bool = True,
     ) -> PutObjectStream:
         """Open a new object for writing; it becomes visible by a clean `close()` and by nothing else.
 
@@ -214,6 +215,8 @@ class S3Client:
             storage_class: Storage class; None for the config's.
             size_hint: Size of the object in bytes, or an upper bound: needed above 78 GiB at the default part size.
             metadata: User metadata, without the `x-amz-meta-` prefix.
+            overwrite: False has `close()` raise `ObjectExistsError` when there is an object of this key by then; of
+                several writers at the same moment one succeeds. It is up to the store, see the guide.
 
         Returns:
             A stream to write to; see `PutObjectStream`.
@@ -222,7 +225,12 @@ class S3Client:
             ConfigError: An argument cannot work.
         """
         return PutObjectStream(
-            self._runtime, _target(bucket, key), storage_class=storage_class, size_hint=size_hint, metadata=metadata
+            self._runtime,
+            _target(bucket, key),
+            storage_class=storage_class,
+            size_hint=size_hint,
+            metadata=metadata,
+            overwrite=overwrite,
         )
 
     def copy_object(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:

@@ -60,7 +60,10 @@ _BY_CODE: dict[str, tuple[type[S3Exception], str]] = {
     "RequestTimeTooSkewed": (CredentialsError, "this machine's clock is wrong; set it by NTP"),
     "InvalidObjectState": (ArchivedObjectError, "the object is archived; restore it (RestoreObject) before reading it"),
     "PreconditionFailed": (PreconditionFailedError, "a condition of the request does not hold"),
-    "ConditionalRequestConflict": (PreconditionFailedError, "another write of the same key came in between"),
+    "ConditionalRequestConflict": (
+        PreconditionFailedError,
+        "another change of the same key came in between; look at it, and write it again",
+    ),
     "SlowDown": (ThrottledError, "the store throttles; lower max_concurrency or spread the keys over prefixes"),
     "ServiceUnavailable": (ThrottledError, "the store is overloaded; lower max_concurrency or raise max_attempts"),
     "TooManyRequests": (ThrottledError, "the store throttles; lower max_concurrency"),

@@ -36,6 +36,10 @@ class ObjectChangedError(S3Exception, RuntimeError):
     """The object was replaced while it was read, so that its bytes would be of two versions."""
 
 
+class ObjectExistsError(S3Exception, FileExistsError):
+    """There is an object of this key, and it must not be replaced."""
+
+
 class PreconditionFailedError(S3Exception, RuntimeError):
     """A condition that the request carried does not hold."""
 

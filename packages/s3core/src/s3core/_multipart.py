@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ._bell import Bell
 from ._exceptions import NoSuchKeyError, S3Exception
-from ._head import Target, head_with_headers
+from ._first import send_as_first
+from ._head import Target, find, head_with_headers
 from ._headers import checksum_headers, checksum_of, customer_key_headers
 from ._library import Pieces
 from ._outcome import Outcome
@@ -27,6 +29,8 @@ from ._stop import Stop
 from ._xml import Document, completion_document
 
 if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
     from ._runtime import Runtime
 
 logger = logging.getLogger("s3core")
@@ -72,13 +76,23 @@ class MultipartUpload:
         target: Where the object goes.
         headers: What describes the object.
         checksum: Algorithm of the parts' checksums; None for none.
+        overwrite: Whether an object that is there is replaced.
     """
 
-    def __init__(self, runtime: Runtime, target: Target, headers: dict[str, str], checksum: str | None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        target: Target,
+        headers: dict[str, str],
+        checksum: str | None,
+        *,
+        overwrite: bool = True,
+    ) -> None:
         self._runtime = runtime
         self._target = target
         self._headers = headers
         self._checksum = checksum
+        self._overwrite = overwrite
         self._id = ""
         self._parts: dict[int, SentPart] = {}
         self._error: BaseException | None = None
@@ -197,6 +211,7 @@ class MultipartUpload:
         """Make the object visible, when all parts have arrived.
 
         Raises:
+            ObjectExistsError: There is an object that must not be replaced; abort the upload then.
             S3Exception: A part failed or the store refused; abort the upload then.
         """
         self.wait_below(1)
@@ -326,17 +341,26 @@ class MultipartUpload:
         headers = {"Content-Type": "application/xml", **customer_key_headers(self._runtime.config)}
         rows = [(number, part.etag, part.checksum) for number, part in zip(numbers, parts, strict=True)]
         body, what = completion_document(rows, self._checksum), "completion of the upload"
-        try:
-            self._runtime.rest.try_change(
+
+        def send(conditions: dict[str, str]) -> BaseHTTPResponse:
+            return self._runtime.rest.try_change(
                 self._request(
                     "POST",
                     {"uploadId": self._id},
-                    headers=headers,
+                    headers={**headers, **conditions},
                     body=body,
                     what=what,
                     result="CompleteMultipartUploadResult",
                 )
             )
+
+        try:
+            if self._overwrite:
+                send({})
+                return
+            answer = send_as_first(send, partial(find, self._runtime, self._target), lambda: self._is_in_place(parts))
+            if answer is None:  # The object may be somebody else's of the same bytes, and this upload still there.
+                self._forget()
         except Refused as refused:
             # An answer that was lost makes the second attempt find no upload: look whether the object is ours.
             if refused.failure.code == "NoSuchUpload":
@@ -365,6 +389,14 @@ class MultipartUpload:
         if not self._abort_claim.acquire(blocking=False):
             return
         try:
+            self._forget()
+        finally:
+            with self._lock:
+                self._end()
+
+    def _forget(self) -> None:
+        """Have the store drop the parts; what keeps it from that is logged."""
+        try:
             self._abort_for_good()
         except Exception as error:
             logger.warning(
@@ -374,9 +406,6 @@ class MultipartUpload:
                 self._target.uri,
                 error,
             )
-        finally:
-            with self._lock:
-                self._end()
 
     def _abort_for_good(self) -> None:
         target, query = self._target, {"uploadId": self._id}

@@ -11,17 +11,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ._config import KiB
-from ._exceptions import S3Exception
-from ._head import Target
+from ._exceptions import NoSuchKeyError, S3Exception
+from ._first import send_as_first
+from ._get import GetObjectStream
+from ._head import Target, find
 from ._headers import checksum_headers, checksum_of, creation_headers
 from ._memory import new_buffer
 from ._multipart import MultipartUpload
 from ._part import Part
 from ._plan import MAX_PARTS, plan_part_size, plan_parts_in_flight
+from ._pool import wait_for
 from ._request import Refused, Request
 from ._stop import INTERRUPT_SECONDS, Stop
 
 if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+    from ._info import ObjectInfo
+    from ._library import Pieces
     from ._runtime import Runtime
 
 # Shorter pieces are copied even when they need not be: each piece is a call to the socket, maybe a packet.
@@ -55,6 +62,7 @@ class PutObjectStream:
         storage_class: str | None = None,
         size_hint: int | None = None,
         metadata: Mapping[str, str] | None = None,
+        overwrite: bool = True,
     ) -> None:
         config = runtime.config
         self._closed = True  # Until the arguments have passed.
@@ -67,6 +75,7 @@ class PutObjectStream:
         self._most_referred = plan_parts_in_flight(*bounds, is_copied=False)
         self._headers = creation_headers(config, storage_class, metadata)
         self._checksum = config.upload_checksum
+        self._overwrite = overwrite
         # Reentrant for a signal's handler, which may close or abort what it interrupts.
         self._lock = threading.RLock()
         self._part = Part()
@@ -137,6 +146,7 @@ class PutObjectStream:
         """Complete the upload: from here on the object is visible. Harmless when called again.
 
         Raises:
+            ObjectExistsError: There is an object of this key, and the stream was opened with `overwrite=False`.
             S3Exception: The upload failed, now or in an earlier `write`; the old object is as it was, unless the
                 message says that the new one may be in place: of the last request no answer came.
         """
@@ -314,7 +324,9 @@ class PutObjectStream:
     def _send_part(self) -> None:
         """Hand the full part, or the last one, to the pool."""
         if self._upload is None:
-            upload = MultipartUpload(self._runtime, self._target, self._headers, self._checksum)
+            upload = MultipartUpload(
+                self._runtime, self._target, self._headers, self._checksum, overwrite=self._overwrite
+            )
             self._upload = upload
             upload.create()
             self._runtime.budget.take(self._charge, self._part_size)
@@ -349,18 +361,40 @@ class PutObjectStream:
         self._upload.complete()
 
     def _put_at_once(self) -> None:
+        runtime, target = self._runtime, self._target
         body = self._part.own_pieces()
-        headers = {**self._headers, **checksum_headers(self._checksum, checksum_of(body, self._checksum))}
-        request = Request("PUT", self._target.bucket, self._target.key, headers=headers, body=body, stop=self._stop)
+        checksum = checksum_of(body, self._checksum)
+        headers = {**self._headers, **checksum_headers(self._checksum, checksum)}
+
+        def send(conditions: dict[str, str]) -> BaseHTTPResponse:
+            request = Request(
+                "PUT", target.bucket, target.key, headers={**headers, **conditions}, body=body, stop=self._stop
+            )
+            return runtime.rest.change(request)
+
+        def find_any() -> ObjectInfo | None:
+            return wait_for(runtime.pool.submit(find, runtime, target))
+
         try:
-            answer = self._runtime.rest.change(request)
+            answer = send({}) if self._overwrite else send_as_first(send, find_any, lambda: self._is_in_place(body))
         except Refused as refused:
             raise refused.translated() from None
-        if not answer.headers.get("ETag"):
+        if answer is not None and not answer.headers.get("ETag"):
             raise S3Exception(
                 f"PUT of {self._target.uri} failed: the answer is none of an S3 store, for it names no ETag; check the "
                 "endpoint and the proxy, and look whether the object is in place"
             )
+
+    def _is_in_place(self, body: Pieces) -> bool | None:
+        """Whether the object in place has these bytes; None where that cannot be found out."""
+        size = sum(map(len, body))
+        try:
+            found = GetObjectStream(self._runtime, self._target, end=size + 1).read_all()
+        except NoSuchKeyError:
+            return False
+        except S3Exception:
+            return None
+        return found == b"".join(body)
 
 
 def _put_back(part: Part, free: SimpleQueue[bytearray | None]) -> None:

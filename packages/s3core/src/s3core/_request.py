@@ -63,12 +63,20 @@ class Request:
 
 
 class Refused(Exception):
-    """The store answered with an error; callers that know what to do about one catch it, the others translate it."""
+    """The store answered with an error; callers that know what to do about one catch it, the others translate it.
 
-    def __init__(self, failure: Failure, request: Request) -> None:
+    Args:
+        failure: The error.
+        request: What was refused.
+        is_open: Whether the store may have carried out an earlier attempt, of which it did not say what came: that may
+            be why it refused the last one.
+    """
+
+    def __init__(self, failure: Failure, request: Request, *, is_open: bool = False) -> None:
         super().__init__(f"{failure.status} {failure.code}")
         self.failure = failure
         self.request = request
+        self.is_open = is_open
 
     def translated(self) -> S3Exception:
         """The error to raise to the user."""

@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import quote
@@ -51,6 +51,7 @@ _AWS = "https://s3.us-east-1.amazonaws.com"
 _REGION_HEADER = "x-amz-bucket-region"
 _DOUBT = "if the request got through, the store has done it all the same: look before you do it again"
 _DOUBTFUL_STATUSES = frozenset({500, 502, 504})  # Of a change that the store may have made, or may still make.
+_DECIDED_CODES = {"ConditionalRequestConflict": 409, "NoSuchUpload": 404, "PreconditionFailed": 412}  # It did nothing.
 _PASSING_CODES = frozenset({"InternalError", "ServiceUnavailable", "SlowDown"})
 
 
@@ -142,6 +143,8 @@ class RestClient:
         """
         try:
             return wait_for(self._runtime.pool.submit(self.try_change, request))
+        except Refused:  # It is over.
+            raise
         except BaseException:
             request.stop.set()
             request.stop.finish()
@@ -250,6 +253,7 @@ class RestClient:
         runtime = self._runtime
         attempts = runtime.config.max_attempts
         corrections = 2 if request.address is None else 0  # One new region, one new set of credentials.
+        is_open = False
         attempt = request.attempts_made
         if attempt:
             back_off(attempt, request.stop)
@@ -270,6 +274,7 @@ class RestClient:
                 if attempt >= attempts or CERTIFICATE_REFUSED in reason:  # Which no other attempt mends.
                     make = timeout_error if isinstance(error, TimeoutError) else connection_error
                     raise make(request.operation, request.uri, reason, attempt) from error
+                is_open = True
             else:
                 if failure is None:
                     runtime.known_buckets.add(request.bucket)
@@ -279,7 +284,8 @@ class RestClient:
                     attempt -= 1
                     continue
                 if attempt >= attempts or not _passes(failure, answer):
-                    raise Refused(failure, request)
+                    raise Refused(failure, request, is_open=is_open)
+                is_open |= failure.status in _DOUBTFUL_STATUSES
             back_off(attempt, request.stop)
 
     def _logged(
@@ -368,7 +374,8 @@ def _failure_of(request: Request, answer: Answered, body: bytes) -> Failure | No
     if not request.result or re.search(rf"<(?:\w+:)?{request.result}[\s/>]".encode(), body):
         return None
     if b"<Error" in body:
-        return parse_failure(500, body)
+        failure = parse_failure(500, body)
+        return replace(failure, status=_DECIDED_CODES.get(failure.code, failure.status))
     raise ConnectionError("the answer ended before it told what came of the request")
 
 
