@@ -380,13 +380,51 @@ def test_a_checkpoint_that_appears_during_a_save_is_not_replaced_and_no_data_is_
 def test_a_checkpoint_that_replaces_one_that_may_replace_none_is_an_error(
     options: Options, root: str, counting_server: CountingServer
 ) -> None:
-    """Both saves have looked before either commits."""
+    """Both saves have looked before either commits, to a store that knows no condition."""
     dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
     other = counting_server.get("run/.metadata")
     counting_server.delete("run/.metadata")
     counting_server.fault(method="PUT", key="run/.metadata", times=1, replace_with=other)
     with pytest.raises(CheckpointException, match="saved by somebody else at the same time"):
         dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options, overwrite=False))
+    assert load(options, root) == 2.0
+
+
+def test_of_saves_that_commit_at_the_same_moment_one_stays_and_the_others_raise(options: Options, root: str) -> None:
+    planners = [HeldPlanner() for _ in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        saves = [
+            threads.submit(
+                dcp.save,
+                state(float(number)),
+                storage_writer=S3StorageWriter(path=root, **options, overwrite=False),
+                planner=planner,
+            )
+            for number, planner in enumerate(planners)
+        ]
+        try:
+            assert all(planner.is_held.wait(60) for planner in planners)
+        finally:
+            for planner in planners:
+                planner.may_go_on.set()
+        errors = [saving.exception() for saving in saves]
+    (winner,) = [number for number, error in enumerate(errors) if error is None]
+    assert all("holds a checkpoint" in str(e) or "at the same time" in str(e) for e in errors if e is not None)
+    assert load(options, root) == float(winner)
+
+
+def test_a_save_that_finds_another_when_it_commits_leaves_it_in_place(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    """The other one commits after this one has looked for the last time."""
+    dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+    other = counting_server.get("run/.metadata")
+    counting_server.delete("run/.metadata")
+    # The answer to the last look is from before the other one's commit.
+    counting_server.fault(method="HEAD", key="run/.metadata", skip=1, times=1, replace_with=other)
+    with pytest.raises(CheckpointException, match="saved by somebody else at the same time"):
+        dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options, overwrite=False))
+    assert counting_server.get("run/.metadata") == other
     assert load(options, root) == 2.0
 
 

@@ -88,6 +88,7 @@ def upload(
     size_hint: int | None = None,
     stop: threading.Event | None = None,
     lasting: LastingMemory | None = None,
+    overwrite: bool = True,
 ) -> Iterator[UploadFile]:
     """Write one object: it appears when the block ends, and not at all when the block raises.
 
@@ -99,11 +100,12 @@ def upload(
         size_hint: About how many bytes there will be, for the size of the parts.
         stop: When set, the upload is given up.
         lasting: Memory that stays as it is until the block has ended, and need not be copied.
+        overwrite: False raises `ObjectExistsError` at the end where there is an object by then.
 
     Yields:
         The file to write to.
     """
-    stream = client.put_object(bucket, key, size_hint=size_hint or None)
+    stream = client.put_object(bucket, key, size_hint=size_hint or None, overwrite=overwrite)
     file = UploadFile(stream, progress, stop, lasting)
     try:
         yield file

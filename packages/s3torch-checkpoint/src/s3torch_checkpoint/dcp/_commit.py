@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from s3core import AccessDeniedError, NoSuchKeyError, ObjectInfo, S3Client, S3Exception
+from s3core import AccessDeniedError, NoSuchKeyError, ObjectExistsError, ObjectInfo, S3Client, S3Exception
 
 from .._address import CheckpointAddress
 from .._errors import CheckpointExistsError, CorruptCheckpointError
@@ -116,7 +116,9 @@ def commit(client: S3Client, address: CheckpointAddress, name: str, metadata: Me
 
 
 def commit_as_first(client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata) -> None:
-    """Make a save visible where there is no checkpoint, then look whether another save has done the same meanwhile.
+    """Make a save visible where there is no checkpoint.
+
+    The store refuses it where there is one by then. Not every store does: so look whether another save has replaced it.
 
     Args:
         client: Client of the bucket.
@@ -125,24 +127,30 @@ def commit_as_first(client: S3Client, address: CheckpointAddress, name: str, met
         metadata: Complete, with the place of every item.
 
     Raises:
-        CheckpointExistsError: The other one has replaced this one. Its data stays: an attempt of the PUT that the
-            store still works on could yet make it visible.
+        CheckpointExistsError: There is another one. The data of this one stays: an attempt of the PUT that the store
+            still works on could yet make it visible.
     """
-    body = _put_metadata(client, address, name, metadata)
-    with client.get_object(address.bucket, address.key(name)) as stream:
-        is_ours = stream.read_all() == body
+    try:
+        body = _put_metadata(client, address, name, metadata, overwrite=False)
+        with client.get_object(address.bucket, address.key(name)) as stream:
+            is_ours = stream.read_all() == body
+    except ObjectExistsError:
+        is_ours = False
     if not is_ours:
         raise CheckpointExistsError(
-            f"{address.uri()} was saved by somebody else at the same time, whose checkpoint has replaced this one; "
-            "choose a path of its own for each save, and remove what this one has written with clean()"
+            f"{address.uri()} was saved by somebody else at the same time, whose checkpoint is in place; choose a path "
+            "of its own for each save, and remove what this one has written with clean()"
         )
 
 
-def _put_metadata(client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata) -> bytes:
+def _put_metadata(
+    client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata, *, overwrite: bool = True
+) -> bytes:
     body = pickle.dumps(metadata)
+    key = address.key(name)
     with (
         TransferProgress(f"Committing {address.uri()}", len(body), enabled=False) as progress,
-        upload(client, address.bucket, address.key(name), progress, size_hint=len(body)) as target,
+        upload(client, address.bucket, key, progress, size_hint=len(body), overwrite=overwrite) as target,
     ):
         target.write(body)
     return body

@@ -87,8 +87,8 @@ class S3StorageWriter(StorageWriter):
         prefix_strategy: Where each rank's objects lie; None for one folder.
         thread_count: How many files each rank writes at once, where it has enough data.
         endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
-        overwrite: False refuses to replace a checkpoint that lies at `path`. It is no lock: of two saves that commit at
-            the same moment the last one stays, and the other one mostly, though not always, sees it and raises.
+        overwrite: False refuses to replace a checkpoint that lies at `path`. Of two saves that commit at the same
+            moment one raises; where a store does not know the condition for that (`If-None-Match`), mostly.
         single_file_per_rank: False gives every tensor an object of its own.
         progress: Show a progress bar on rank 0 when writing takes longer than a second.
         _extensions: torch's experimental stream transforms, such as its zstandard compression.
