@@ -117,11 +117,40 @@ def test_appending_keeps_what_was_there(fs: S3FileSystem, server: CountingServer
     assert server.get("log.csv") == b"one\ntwo\n"
 
 
-def test_a_file_that_exists_is_not_created_again(fs: S3FileSystem, filled: str) -> None:
+def test_a_file_that_exists_is_not_created_again(fs: S3FileSystem, filled: str, server: CountingServer) -> None:
     with pytest.raises(FileExistsError):
         fs.open(f"{filled}/top", "xb")
+    with pytest.raises(FileExistsError):
+        fs.pipe_file(f"{filled}/top", b"other", mode="create")
+    assert server.get("top") == b"top"
     with pytest.raises(ValueError, match="mode"):
         fs.open(f"{filled}/top", "r+b")
+
+
+@pytest.mark.parametrize("mode", ["xb", "x"])
+def test_a_file_that_appears_while_another_is_created_stays(
+    fs: S3FileSystem, server: CountingServer, mode: str
+) -> None:
+    file = fs.open(f"s3://{server.bucket}/new", mode)
+    file.write("mine" if mode == "x" else b"mine")
+    server.put("new", b"other")
+    with pytest.raises(FileExistsError, match="there is an object of this key"):
+        file.close()
+    assert server.get("new") == b"other"
+    fs.pipe_file(f"s3://{server.bucket}/newer", b"mine", mode="create")
+    assert server.get("newer") == b"mine"
+
+
+def test_a_file_that_appears_during_a_transaction_stays(fs: S3FileSystem, server: CountingServer) -> None:
+    def create() -> None:
+        with fs.transaction:
+            with fs.open(f"s3://{server.bucket}/new", "xb") as file:
+                file.write(b"mine")
+            server.put("new", b"other")
+
+    with pytest.raises(FileExistsError):
+        create()
+    assert server.get("new") == b"other"
 
 
 @pytest.mark.parametrize("mode", ["wb", "w", "a"])

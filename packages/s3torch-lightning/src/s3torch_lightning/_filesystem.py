@@ -275,9 +275,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
             mode: `"overwrite"`, or `"create"` to refuse what is there.
             **kwargs: Not used.
         """
-        if mode == "create" and self.exists(path):
-            raise FileExistsError(f"{path} exists")
-        with self.open(path, "wb", size_hint=memoryview(value).nbytes or None) as file:
+        with self.open(path, "xb" if mode == "create" else "wb", size_hint=memoryview(value).nbytes or None) as file:
             file.write(value)
 
     def open(
@@ -331,7 +329,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
             raise FileExistsError(f"s3://{bucket}/{key} exists")
         if mode not in {"wb", "xb", "ab"}:
             raise ValueError(f"s3:// opens with mode 'rb', 'wb', 'xb' or 'ab', got {mode!r} for s3://{bucket}/{key}")
-        upload = self._client.put_object(bucket, key, size_hint=size_hint)
+        upload = self._client.put_object(bucket, key, size_hint=size_hint, overwrite=mode != "xb")
         stream = upload if compress is None else CompressedUpload(upload, compress)
         writer = S3Writer(stream) if autocommit else DeferredWriter(stream, f"s3://{bucket}/{key}")
         if mode == "ab":
