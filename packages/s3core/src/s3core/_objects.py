@@ -17,7 +17,7 @@ from ._multipart import MultipartUpload
 from ._plan import MAX_COPY_SIZE, plan_part_size, split_range
 from ._pool import wait_for
 from ._request import Refused, Request
-from ._stop import INTERRUPT_SECONDS
+from ._stop import INTERRUPT_SECONDS, Stop
 from ._uri import check_key, uri_of
 from ._xml import Document, deletion_document, fits_xml
 
@@ -34,12 +34,12 @@ _KEPT_HEADERS = frozenset(
 
 def delete_object(runtime: Runtime, bucket: str, key: str) -> None:
     """Delete one object; one that is not there is deleted already."""
-    _delete(runtime.rest.change, bucket, key)
+    _delete(runtime.rest.change, bucket, key, Stop())
 
 
-def _delete(send: Callable[[Request], Any], bucket: str, key: str) -> None:
+def _delete(send: Callable[[Request], Any], bucket: str, key: str, stop: Stop) -> None:
     try:
-        send(Request("DELETE", bucket, key))
+        send(Request("DELETE", bucket, key, stop=stop))
     except Refused as refused:
         error = refused.translated()
         if not isinstance(error, NoSuchKeyError):  # S3 answers 204; some stores answer 404.
@@ -57,7 +57,8 @@ def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
     if isinstance(keys, str):
         raise TypeError(f"keys is the text {keys!r}; pass a list of keys, or call delete_object for one")
     failures: list[tuple[str, Failure]] = []
-    run_all(runtime.pool, (_DeleteJob(runtime, bucket, chunk, failures) for chunk in _chunks(bucket, keys)))
+    stop = Stop()
+    run_all(runtime.pool, (_DeleteJob(runtime, bucket, chunk, failures, stop) for chunk in _chunks(bucket, keys)))
     if failures:
         key, failure = failures[0]
         error = error_for(failure, "DELETE", uri_of(bucket, key))
@@ -90,9 +91,13 @@ class _DeleteJob:
         bucket: The bucket.
         keys: The keys.
         failures: Where to note those that could not be deleted.
+        stop: Ends this one and all others.
     """
 
-    def __init__(self, runtime: Runtime, bucket: str, keys: list[str], failures: list[tuple[str, Failure]]) -> None:
+    def __init__(
+        self, runtime: Runtime, bucket: str, keys: list[str], failures: list[tuple[str, Failure]], stop: Stop
+    ) -> None:
+        self._stop = stop
         self._runtime = runtime
         self._bucket = bucket
         self._keys = keys
@@ -106,13 +111,15 @@ class _DeleteJob:
     def run(self) -> int:
         """Delete them."""
         if fits_xml(self._keys[0]):
-            self._failures += _delete_chunk(self._runtime, self._bucket, self._keys)
+            self._failures += _delete_chunk(self._runtime, self._bucket, self._keys, self._stop)
         else:
-            _delete(self._runtime.rest.try_send, self._bucket, self._keys[0])
+            _delete(self._runtime.rest.try_send, self._bucket, self._keys[0], self._stop)
         return 0
 
     def stop(self) -> None:
-        """Nothing: a request that is on its way cannot be called back."""
+        """Make no attempt any more: it would delete what is written after this."""
+        self._stop.set()
+        self._stop.finish()
 
 
 def copy_object(
@@ -180,7 +187,7 @@ def _is_kept(header: str) -> bool:
     return header.lower().startswith("x-amz-meta-") or header.lower() in _KEPT_HEADERS
 
 
-def _delete_chunk(runtime: Runtime, bucket: str, keys: list[str]) -> list[tuple[str, Failure]]:
+def _delete_chunk(runtime: Runtime, bucket: str, keys: list[str], stop: Stop) -> list[tuple[str, Failure]]:
     body = deletion_document(keys)
     digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
     request = Request(
@@ -190,6 +197,7 @@ def _delete_chunk(runtime: Runtime, bucket: str, keys: list[str]) -> list[tuple[
         headers={"Content-MD5": digest, "Content-Type": "application/xml"},
         body=body,
         what="DELETE",
+        stop=stop,
         result="DeleteResult",
     )
     answer = runtime.rest.send(request).data
