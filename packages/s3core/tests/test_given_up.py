@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from interruptions import each_interruption, interrupted
-from s3core import PutObjectStream, S3Client, S3ClientConfig, S3Exception, _bell
+from s3core import (
+    AccessDeniedError,
+    PutObjectStream,
+    S3Client,
+    S3ClientConfig,
+    S3Exception,
+    S3TimeoutError,
+    _bell,
+    _put,
+    _stop,
+)
 from s3core._pool import Pool
+from s3core._request import Request
+from s3core._stop import Stop
 from servers import CountingServer, Listener, S3Server
 from servers import wait_until as wait_at_most
 
@@ -436,27 +451,157 @@ def test_a_small_object_that_is_given_up_while_it_is_sent_never_arrives(
     assert slow_store.lengths == []
 
 
-@pytest.mark.parametrize("change", ["put", "copy", "delete"])
+def test_what_was_sent_in_vain_is_not_read_later(slow_store: SlowStore) -> None:
+    """The system has all of it, and would send it for minutes."""
+    config = S3ClientConfig(access_key_id="id", secret_access_key="hidden", read_timeout=0.3, max_attempts=1)
+    stream = S3Client("us-east-1", endpoint=slow_store.endpoint, s3client_config=config).put_object("bucket", "key")
+    stream.write(bytes(2**21))
+    with pytest.raises(S3TimeoutError):
+        stream.close()
+    slow_store.goes_on.set()
+    assert slow_store.ended.wait(60)
+    assert slow_store.lengths == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others refuse the connection that waits here")
+@pytest.mark.parametrize("method", ["DELETE", "PUT"])
+def test_what_waits_for_a_connection_is_not_sent_after_it_was_given_up(method: str) -> None:
+    store = socket.create_server(("127.0.0.1", 0), backlog=0)
+    address = store.getsockname()
+    first = socket.create_connection(address)  # The system takes no other until this one is accepted.
+    config = S3ClientConfig(access_key_id="id", secret_access_key="hidden", connect_timeout=30.0)
+    client = S3Client("us-east-1", endpoint=f"http://127.0.0.1:{address[1]}", s3client_config=config)
+    stop = Stop()
+    request = Request(method, "bucket", "key", body=b"" if method == "PUT" else None, stop=stop)
+    with ThreadPoolExecutor(1) as threads:
+        sending = threads.submit(client._runtime.rest.try_change, request)
+        wait_until(lambda: bool(stop._exchanges))
+        time.sleep(0.2)
+        stop.set()
+        stop.finish()
+        with store.accept()[0], store.accept()[0] as connection:
+            connection.settimeout(60)
+            assert connection.recv(1) == b""
+        with pytest.raises(S3Exception, match="given up"):
+            sending.result()
+    first.close()
+    store.close()
+
+
+@pytest.mark.parametrize("change", ["put", "copy", "delete", "delete many"])
 def test_nothing_is_changed_after_an_interruption(
     counting_server: CountingServer, make_client: Callable[..., S3Client], change: str
 ) -> None:
     client, bucket = make_client(counting_server, max_attempts=100), counting_server.bucket
     counting_server.put("key", b"old")
-    operation = {"put": "PutObject", "copy": "CopyObject", "delete": "DeleteObject"}[change]
-    counting_server.fault(operation=operation, status=503)
     stream = client.put_object(bucket, "key")
     stream.write(b"new")
-    changes: dict[str, Callable[[], None]] = {
-        "put": stream.close,
-        "copy": lambda: client.copy_object(bucket, "key", bucket, "other"),
-        "delete": lambda: client.delete_object(bucket, "key"),
+    changes: dict[str, tuple[str, Callable[[], None]]] = {
+        "put": ("PutObject", stream.close),
+        "copy": ("CopyObject", lambda: client.copy_object(bucket, "key", bucket, "other")),
+        "delete": ("DeleteObject", lambda: client.delete_object(bucket, "key")),
+        "delete many": ("DeleteObjects", lambda: client.delete_objects(bucket, ["key"])),
     }
+    operation, make = changes[change]
+    counting_server.fault(operation=operation, status=503)
     with pytest.raises(KeyboardInterrupt), _interrupted_when(counting_server, operation):
-        changes[change]()
+        make()
     counting_server.faults_clear()
     time.sleep(1)
     assert counting_server.keys() == ["key"]
     assert counting_server.get("key") == b"old"
+
+
+def test_nothing_is_deleted_after_an_error(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client, bucket = make_client(counting_server, max_attempts=100), counting_server.bucket
+    counting_server.put("key", b"old")
+    counting_server.fault(operation="DeleteObjects", times=1, delay_seconds=0.5, status=403, code="AccessDenied")
+    counting_server.fault(operation="DeleteObjects", status=503)
+    with pytest.raises(AccessDeniedError):
+        client.delete_objects(bucket, ["key", *map(str, range(999)), "key"])  # one request each
+    counting_server.faults_clear()
+    time.sleep(1)
+    assert counting_server.keys() == ["key"]
+
+
+class _ClosedBeforeALine:
+    """Have a stream closed, as by a signal's handler that minds no error, before the n-th line of `_put.py`.
+
+    Args:
+        stream: The stream.
+        at: Which line, counted from the beginning of the block.
+    """
+
+    def __init__(self, stream: PutObjectStream, at: int) -> None:
+        self._stream = stream
+        self.left = at
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename != _put.__file__:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                with suppress(Exception):
+                    self._stream.close()
+        return self._trace
+
+
+def _write_closed_before_a_line(client: S3Client, bucket: str, key: str, data: bytes, at: int) -> tuple[bool, bool]:
+    """Say whether the line came, and whether no error did."""
+    stream = client.put_object(bucket, key)
+    closing = _ClosedBeforeALine(stream, at)
+    try:
+        with stream:
+            stream.write(b"head ")
+            with closing:
+                stream.write(data)
+    except (S3Exception, ValueError):
+        return closing.left <= 0, False
+    return closing.left <= 0, True
+
+
+@pytest.mark.parametrize("size", [1000, PART + 100_000])
+def test_a_stream_that_a_handler_closes_within_a_write_is_whole_or_an_error(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], size: int
+) -> None:
+    client, data = make_client(counting_server, part_size=PART), DATA[:size]
+    outcomes = set()
+    for at in itertools.count(1):
+        came, is_whole = _write_closed_before_a_line(client, counting_server.bucket, f"key-{at}", data, at)
+        outcomes.add(is_whole)
+        assert not is_whole or counting_server.get(f"key-{at}") == b"head " + data
+        gc.collect()
+        wait_until(lambda: not counting_server.uploads())
+        if not came:
+            break
+    assert at > 20
+    assert outcomes == {True, False}
+
+
+def test_a_stop_works_after_an_interruption_at_any_instruction() -> None:
+    def end(stop: Stop) -> None:
+        stop.set()
+        stop.wait(0.001)
+
+    for interruption in each_interruption(_stop, _bell, threading):
+        stop = Stop()
+        with suppress(KeyboardInterrupt), interrupted(interruption):
+            stop.wait(0.001)
+            end(stop)
+        again = threading.Thread(target=end, args=(stop,), daemon=True)
+        again.start()
+        again.join(60)
+        assert not again.is_alive()
+        assert stop.is_set()
 
 
 class _Alarmed:

@@ -472,6 +472,21 @@ def test_an_answer_that_is_lost_in_the_only_attempt_is_an_error_that_says_so(
         stream.write(DATA)
 
 
+@pytest.mark.parametrize("refusal", [{"status": 503, "code": "SlowDown"}, {"status": 403, "code": "AccessDenied"}])
+@pytest.mark.parametrize(
+    ("size", "operation"), [(1000, "PutObject"), (len(DATA), "CompleteMultipartUpload")], ids=["small", "large"]
+)
+def test_an_answer_that_is_lost_before_the_others_are_refusals_is_an_error_that_says_so(
+    counting_server: CountingServer, client: S3Client, size: int, operation: str, refusal: dict[str, Any]
+) -> None:
+    counting_server.fault(operation=operation, times=1, cut=0)
+    counting_server.fault(operation=operation, **refusal)
+    stream = client.put_object(counting_server.bucket, "key")
+    with pytest.raises(S3Exception, match="the store has done it all the same") as caught, stream:
+        stream.write(DATA[:size])
+    assert isinstance(caught.value, ThrottledError if refusal["status"] == 503 else AccessDeniedError)
+
+
 @pytest.mark.parametrize("other", [None, DATA[1:], DATA[::-1]], ids=["nothing", "shorter", "as long"])
 def test_a_completion_that_finds_the_upload_gone_does_not_take_another_object_for_its_own(
     counting_server: CountingServer, client: S3Client, other: bytes | None

@@ -268,6 +268,8 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
         def connect(self) -> None:
             super().connect()
             self.sock.settimeout(seconds)
+            if now.exchange is not None:  # While there was no connection, it could not be cut.
+                now.exchange.check()
 
         def request(self, *args: Any, **kwargs: Any) -> None:
             self.is_cut = False
@@ -282,7 +284,11 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
                 self.is_cut = True
 
         def getresponse(self) -> Any:
-            response = super().getresponse()
+            try:
+                response = super().getresponse()
+            except BaseException:
+                self.cut()  # Else the system sends the rest of the request, which the store may carry out late.
+                raise
             if self.is_cut and response.status < 300:
                 self.close()
                 raise http.client.HTTPException(f"the store answered {response.status} before it had the whole request")

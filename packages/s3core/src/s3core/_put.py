@@ -134,9 +134,12 @@ class PutObjectStream:
             self._check_open()
             self._is_torn = True
             try:
+                self._check_uninterrupted()
                 self._check_size(len(view))
                 self._append(view, copy)
                 self._is_torn = False
+                if self._error is not None:
+                    self._check_uninterrupted()
             except BaseException as error:
                 self._fail(error)
                 raise
@@ -168,6 +171,8 @@ class PutObjectStream:
                 ) from self._error
             if self._aborted:
                 self._closed = True
+                if self._upload is not None:
+                    self._upload.abort()  # which a `write` may have begun meanwhile
                 return
             self._is_closing = True
             try:
@@ -202,8 +207,7 @@ class PutObjectStream:
 
     def __del__(self) -> None:
         if self._upload is not None and self._runtime.pid == os.getpid():
-            if not self._closed:
-                self._upload.abandon()
+            self._upload.abandon()  # Unless it is over, which Ctrl-C in `close` may have kept it from.
             self._runtime.budget.give_back(self._charge)  # Once more, where Ctrl-C may have kept that from being done.
 
     def __reduce__(self) -> Any:
@@ -252,6 +256,11 @@ class PutObjectStream:
         if self._error is not None:
             raise S3Exception(f"the upload of {self._target.uri} failed before: {self._error}") from self._error
 
+    def _check_uninterrupted(self) -> None:
+        """Fail in a write in whose midst a signal's handler, or another thread, has ended the stream."""
+        if self._closed or self._aborted or self._error is not None:
+            raise S3Exception(f"the upload of {self._target.uri} was closed or aborted while it was written to")
+
     def _check_process(self) -> None:
         if self._runtime.pid != os.getpid():
             raise S3Exception(
@@ -272,8 +281,7 @@ class PutObjectStream:
         self._refers = self._refers or not copy
         offset = 0
         while offset < len(view):
-            if self._aborted:
-                raise S3Exception(f"the upload of {self._target.uri} was aborted while it was written to")
+            self._check_uninterrupted()
             if self._part.size == self._part_size:
                 self._send_part()
             count = min(len(view) - offset, self._part_size - self._part.size)

@@ -51,6 +51,7 @@ _AWS = "https://s3.us-east-1.amazonaws.com"
 _REGION_HEADER = "x-amz-bucket-region"
 _DOUBT = "if the request got through, the store has done it all the same: look before you do it again"
 _DOUBTFUL_STATUSES = frozenset({500, 502, 504})  # Of a change that the store may have made, or may still make.
+_DECIDING_STATUSES = frozenset({404, 409, 412, 501})  # Callers look at what is there, whatever earlier attempts did.
 _DECIDED_CODES = {"ConditionalRequestConflict": 409, "NoSuchUpload": 404, "PreconditionFailed": 412}  # It did nothing.
 _PASSING_CODES = frozenset({"InternalError", "ServiceUnavailable", "SlowDown"})
 
@@ -160,7 +161,9 @@ class RestClient:
         try:
             return self.try_send(request)
         except Refused as refused:
-            if refused.failure.status not in _DOUBTFUL_STATUSES:
+            status = refused.failure.status
+            is_open = refused.is_open and status not in _DECIDING_STATUSES
+            if not is_open and status not in _DOUBTFUL_STATUSES:
                 raise
             error = refused.translated()
             raise type(error)(f"{error}; {_DOUBT}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,27 +19,28 @@ class Stop:
     after it.
     """
 
-    __slots__ = ("_bell", "_event", "_exchanges")
+    __slots__ = ("_bell", "_exchanges", "_is_set")
 
     def __init__(self) -> None:
         self._bell = Bell()
-        self._event = threading.Event()
+        self._is_set = False  # No event of `threading`, whose lock Ctrl-C or a destructor may find held by its thread.
         self._exchanges: set[Exchange] = set()  # that are on their way
 
     def is_set(self) -> bool:
         """Whether the requests are over."""
-        return self._event.is_set()
+        return self._is_set
 
     def set(self) -> None:
-        """End the requests; waits for nothing."""
-        self._event.set()
+        """End the requests; waits for nothing, so that it is safe in a destructor."""
+        self._is_set = True
+        self._bell.ring()
         for exchange in list(self._exchanges):
             if exchange.is_sending:
                 exchange.cut()
 
     def wait(self, seconds: float) -> None:
         """Wait for the end, but no longer than so many seconds."""
-        self._event.wait(seconds)
+        self._wait_until(self.is_set, seconds)
 
     def finish(self) -> None:
         """Wait a moment for the answer to what was sent to its end, and no longer: the system may be sending it still.
@@ -64,12 +64,12 @@ class Stop:
             self._bell.ring()
 
     def _wait_until_quiet(self) -> None:
-        def is_quiet() -> bool:
-            return not self._exchanges
+        self._wait_until(lambda: not self._exchanges, INTERRUPT_SECONDS)
 
-        deadline = time.monotonic() + INTERRUPT_SECONDS
-        while not is_quiet() and (left := deadline - time.monotonic()) > 0:
-            self._bell.wait(is_quiet, left)
+    def _wait_until(self, is_over: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_over() and (left := deadline - time.monotonic()) > 0:
+            self._bell.wait(is_over, left)
 
 
 class Exchange:
