@@ -141,6 +141,16 @@ def test_an_error_in_one_range_is_raised(make_map: Make, counting_server: Counti
     assert len(make_map()) == 5300
 
 
+@pytest.mark.parametrize("parameter", [{"delimiter": "/"}, {"max-keys": "1"}], ids=["folders", "keys"])
+def test_a_prefix_that_cannot_be_looked_into_is_listed_plainly(
+    make_map: Make, counting_server: CountingServer, parameter: dict[str, str]
+) -> None:
+    count = 4500 if "delimiter" in parameter else 20_500
+    expected = put_keys(counting_server, [f"data/{number:05}" for number in range(count)])
+    counting_server.fault(operation="ListObjectsV2", query=parameter, status=403, code="AccessDenied")
+    assert listed(make_map()) == expected
+
+
 def test_a_missing_bucket_is_named(connection: dict[str, Any]) -> None:
     with pytest.raises(NoSuchBucketError, match="no-such-bucket"):
         len(S3MapDataset.from_prefix("s3://no-such-bucket/x", **connection))

@@ -7,6 +7,7 @@ nothing depends on them being right.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
-from s3core import S3Client
+from s3core import S3Client, S3Exception
 from s3torch_datasets._background_listing import OnListed, OnPiece
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._in_parallel import Report, call_in_parallel
 from s3torch_datasets._key_cuts import find_key_cuts
 from s3torch_datasets._page_selector import PageSelector
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,7 +96,11 @@ def list_prefix(
         last_key = page.keys[-1] if page.keys else last_key
         if number in (_PLAIN_PAGES, _FLAT_PAGES) and has_order:
             lister = _Lister(client, bucket, prefix, object_filter, on_listed)
-            cuts = lister.find_folders() if number == _PLAIN_PAGES else lister.find_keys(page.keys or [last_key])
+            try:
+                cuts = lister.find_folders() if number == _PLAIN_PAGES else lister.find_keys(page.keys or [last_key])
+            except S3Exception as error:  # what is allowed may be to list this prefix and no other
+                logger.debug("s3://%s/%s is listed page by page: %s", bucket, prefix, error)
+                continue
             ranges = plan_ranges(cuts, _MAX_RANGES, last_key)
             if len(ranges) > 1:
                 try:
