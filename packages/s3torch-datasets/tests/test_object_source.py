@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,33 @@ def test_a_reader_goes_on_in_mid_object_after_a_failure(reader: Any, counting_se
     except S3Exception:
         rest = reader.read()
     assert rest == bytes(range(20, 100))
+
+
+@pytest.mark.parametrize("constructor", CONSTRUCTORS.values(), ids=CONSTRUCTORS)
+@pytest.mark.parametrize("is_read_ahead", [False, True])
+def test_an_object_of_known_size_and_unknown_etag_is_read_in_one_version(
+    counting_server: CountingServer,
+    connection: dict[str, Any],
+    tmp_path: Path,
+    constructor: Any,
+    is_read_ahead: bool,
+) -> None:
+    """A list of keys and sizes tells no ETag; the first range that comes does."""
+    for key in ("first", "one"):
+        counting_server.put(key, bytes(range(100)))
+    manifest = tmp_path / "objects.csv"
+    manifest.write_text("".join(f"{counting_server.bucket},{key},100\n" for key in ("first", "one")))
+    dataset = S3IterableDataset.from_manifest(manifest, reader_constructor=constructor, **connection)
+    readers = iter(dataset)
+    first = next(readers)
+    assert not is_read_ahead or first.read() == bytes(range(100))
+    reader = next(readers)
+    assert reader.read(20) == bytes(range(20))
+    counting_server.put("one", bytes(100))
+    rest = b""
+    with suppress(ObjectChangedError):
+        rest = reader.read()
+    assert rest in (b"", bytes(range(20, 100)))
 
 
 def test_a_pickled_reader_reads_the_same_version_and_names_none(reader: Any, counting_server: CountingServer) -> None:

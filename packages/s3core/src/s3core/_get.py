@@ -67,6 +67,15 @@ class GetObjectStream:
         """What S3 says about the object: as given, or as the first answer says, which is then waited for."""
         return self._window.info or self._window.confirmed()
 
+    def confirm(self) -> ObjectInfo:
+        """What S3 says about the object in the first answer, which is waited for: never what was given.
+
+        Raises:
+            ValueError: The stream was closed before that came.
+            S3Exception: The request failed.
+        """
+        return self._window.confirmed()
+
     @property
     def is_described(self) -> bool:
         """Whether `object_info` is known and waits for nothing."""

@@ -180,8 +180,12 @@ class Window:
         """What the first answer says, which is waited for.
 
         Raises:
+            ValueError: It was closed before that came.
             S3Exception: The request failed.
         """
+        answered = self._answered
+        if answered is not None:
+            return answered
         self.check_usable()
         if self._answer is None:
             self.submit_first(self._first_size())

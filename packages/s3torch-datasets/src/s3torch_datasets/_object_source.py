@@ -38,6 +38,8 @@ class RemoteStream(ObjectStream, Protocol):
     @property
     def is_described(self) -> bool: ...
 
+    def confirm(self) -> ObjectInfo: ...
+
 
 class ObjectClient(Protocol):
     """What is used of `s3core.S3Client` to read."""
@@ -60,8 +62,8 @@ class ObjectClient(Protocol):
 class ObjectSource:
     """Gives a reader its `get_object_info` and `get_stream`.
 
-    All streams are of one version of the object: the listed one where there is a listing, else the one that the first
-    stream found. An object that was replaced since raises `ObjectChangedError`.
+    All streams are of one version of the object: the listed one where the listing tells its ETag, else the one that the
+    first stream found. An object that was replaced since raises `ObjectChangedError`.
 
     It pickles without its open streams.
 
@@ -115,7 +117,8 @@ class ObjectSource:
 
     def get_object_info(self) -> ObjectInfo:
         """Returns what is known of the object, from the listing, else from the first stream, else from a HEAD."""
-        self._learn()
+        if self._info is None:
+            self._learn()
         if self._info is None:
             self._info = self._client.head_object(self.bucket, self.key)
         return self._info
@@ -191,15 +194,15 @@ class ObjectSource:
             version_id=self._version,
             etag=None if info is None else info.etag,
         )
-        if info is None:
+        if info is None or info.etag is None:
             self._last = stream
         return stream
 
     def _learn(self) -> None:
         """Takes what the first stream was told, which may have to be waited for."""
-        if self._info is None and self._last is not None:
+        if self._last is not None:
             try:
-                self._info = self._last.object_info
+                self._info = self._last.confirm()
             except (S3Exception, ValueError):
                 pass  # it failed, was closed too early, or is the parent's: no byte was read, any version will do
         self._last = None
