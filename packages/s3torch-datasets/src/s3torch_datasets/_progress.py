@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from tqdm.auto import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from s3torch_datasets._place import find_rank, find_worker
 
 _DELAY_SECONDS = 1.0
 
 
+class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A bar that leaves no trace in the process: neither a thread nor a start method of multiprocessing.
+
+    tqdm's own lock holds one of multiprocessing, whose making fixes the start method. This one is the part of it that
+    is for threads, so that bars of the user in other threads and this one still take turns.
+    """
+
+    monitor_interval = 0
+
+
+_Bar.set_lock(TqdmDefaultWriteLock.th_lock)
+
+
+class _NoBar:
+    """Stands for a bar where none is shown."""
+
+    n = 0
+
+    def update(self, count: int) -> None:
+        """Does nothing."""
+
+
 def progress_bar(description: str, unit: str, *, shown: bool, total: int | None = None, is_kept: bool = True) -> Any:
-    """Returns a tqdm bar that appears after a second, in rank 0 and worker 0.
+    """Returns a tqdm bar that appears after a second, in rank 0 and worker 0, and one that shows nothing elsewhere.
 
     Args:
         description: What is going on.
@@ -21,14 +45,15 @@ def progress_bar(description: str, unit: str, *, shown: bool, total: int | None 
         total: How many there will be, where that is known.
         is_kept: Whether it stays on the screen at the end.
     """
-    is_first = find_rank()[0] == 0 and find_worker()[0] == 0
-    return tqdm(
+    if not shown or find_rank()[0] != 0 or find_worker()[0] != 0:
+        return nullcontext(_NoBar())
+    # Without `disable`, so that `TQDM_DISABLE` has the last word.
+    return _Bar(
         desc=description,
         unit=unit,
         unit_scale=True,
         total=total,
         leave=is_kept,
         delay=_DELAY_SECONDS,
-        # Where a bar is wanted, `TQDM_DISABLE` has the last word, which it has only when `disable` is not given.
-        **({} if shown and is_first else {"disable": True}),
+        miniters=0,  # Else tqdm may skip updates, which its thread would make good.
     )
