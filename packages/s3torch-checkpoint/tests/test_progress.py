@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,3 +41,26 @@ def test_a_short_transfer_shows_none(capsys: pytest.CaptureFixture[str]) -> None
         progress.advance(10)
     assert progress.done_bytes == 10
     assert capsys.readouterr().err == ""
+
+
+SAVE = """
+import os, sys
+os.environ.pop("TQDM_DISABLE", None)  # before tqdm reads it
+import multiprocessing, threading, torch
+from s3torch_checkpoint import S3Checkpoint
+uri, progress = sys.argv[1], sys.argv[2] == "shown"
+S3Checkpoint("us-east-1").save({"a": torch.ones(10)}, uri, progress=progress)
+names = [thread.name for thread in threading.enumerate()]
+assert "tqdm_monitor" not in names, names
+multiprocessing.set_start_method("spawn")
+import tqdm
+own = tqdm.tqdm(disable=True).get_lock()
+assert isinstance(own, tqdm.std.TqdmDefaultWriteLock) and own.mp_lock is not None, own
+"""
+
+
+@pytest.mark.parametrize("progress", ["shown", "not shown"])
+def test_a_bar_leaves_the_start_method_the_threads_and_the_lock_of_other_bars_alone(
+    run_python: Callable[..., str], root: str, counting_server: CountingServer, progress: str
+) -> None:
+    run_python(counting_server, SAVE, f"{root}/model.pt", progress)
