@@ -198,16 +198,18 @@ def _remove(name: str) -> None:
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Lets one process of a dataset in at a time; all of them where the folder cannot be written."""
+    """Lets one process of a dataset in at a time; all of them where the folder cannot be written or knows no locks."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         yield
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # Lustre and NFS may be mounted without.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         # Closing alone would leave it to a child that was forked meanwhile, which shares the open file.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

@@ -1,0 +1,54 @@
+"""The index that processes share: where the folder for its file is not as it should be, too."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from s3torch_datasets._shared_index import _locked
+
+Make = Callable[..., Any]
+Fill = Callable[..., list[bytes]]
+
+read = methodcaller("read")  # pickles by its name, as a transform for spawned workers must
+
+
+def load(dataset: Any, start_method: str) -> list[Any]:
+    batches = DataLoader(dataset, 4, num_workers=2, collate_fn=list, multiprocessing_context=start_method)
+    return [sample for batch in batches for sample in batch]
+
+
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes all filesystems such as know no locks."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.usefixtures("without_locks")
+def test_forked_workers_find_their_objects_on_a_filesystem_without_locks(make_iterable: Make, fill: Fill) -> None:
+    contents = fill(20)
+    assert sorted(load(make_iterable(transform=read, enable_sharding=True), "fork")) == sorted(contents)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("without_locks")
+def test_a_lock_that_cannot_be_had_leaves_no_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with _locked(str(path)):
+        assert path.exists()
+    folder = "/proc/self/fd"
+    assert str(path.resolve()) not in [os.path.realpath(f"{folder}/{name}") for name in os.listdir(folder)]
