@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from operator import methodcaller
 from pathlib import Path
@@ -14,11 +15,20 @@ import pytest
 from torch.utils.data import DataLoader
 
 from s3torch_datasets._shared_index import _locked
+from servers import CountingServer
 
 Make = Callable[..., Any]
 Fill = Callable[..., list[bytes]]
 
 read = methodcaller("read")  # pickles by its name, as a transform for spawned workers must
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder of this process and of those that it starts."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
 
 
 def load(dataset: Any, start_method: str) -> list[Any]:
@@ -52,3 +62,15 @@ def test_a_lock_that_cannot_be_had_leaves_no_file_open(tmp_path: Path) -> None:
         assert path.exists()
     folder = "/proc/self/fd"
     assert str(path.resolve()) not in [os.path.realpath(f"{folder}/{name}") for name in os.listdir(folder)]
+
+
+@pytest.mark.parametrize("kind", ["make_map", "make_iterable"])
+def test_spawned_workers_take_the_index_along_where_no_file_can_hold_it(
+    request: pytest.FixtureRequest, kind: str, fill: Fill, temporary: Path, counting_server: CountingServer
+) -> None:
+    contents = fill(20)
+    (temporary / f"s3torch-datasets-{os.getuid()}").write_text("in the way of the folder")
+    dataset = request.getfixturevalue(kind)(transform=read)
+    assert len(dataset.index) == 20
+    assert sorted(set(load(dataset, "spawn"))) == sorted(contents)
+    assert counting_server.operations().count("ListObjectsV2") == 1

@@ -112,8 +112,8 @@ class SharedIndex:
         if not is_spawning():
             return {"index": index}
         path = self._path()
-        if index is not None and path is not None and not os.path.exists(path):
-            mapped = _write_and_map(index, path)
+        if index is not None and (path is None or not os.path.exists(path)):
+            mapped = None if path is None else _write_and_map(index, path)
             if mapped is None:
                 return {"index": index}
             self._index = mapped
