@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from operator import methodcaller
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from s3torch_datasets._shared_index import _locked
+from s3torch_datasets._index import ObjectIndex
+from s3torch_datasets._pid_namespace import find_pid_namespace
+from s3torch_datasets._shared_index import SharedIndex, _locked
 from servers import CountingServer
 
 Make = Callable[..., Any]
@@ -74,3 +78,56 @@ def test_spawned_workers_take_the_index_along_where_no_file_can_hold_it(
     assert len(dataset.index) == 20
     assert sorted(set(load(dataset, "spawn"))) == sorted(contents)
     assert counting_server.operations().count("ListObjectsV2") == 1
+
+
+@pytest.fixture(scope="module")
+def dead_pid() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        return process.pid
+
+
+@pytest.mark.parametrize("ending", ["index", "index.lock", "index.7.tmp"])
+@pytest.mark.parametrize(
+    ("is_of_here", "lives", "days", "stays"),
+    [
+        (True, False, 2, False),
+        (True, False, 0.5, True),
+        (True, True, 90, True),
+        (False, False, 2, True),
+        (False, False, 90, False),
+    ],
+    ids=["left behind", "recent", "of a living process", "of another machine", "of a machine long gone"],
+)
+def test_only_what_killed_processes_left_behind_is_removed(
+    temporary: Path, dead_pid: int, ending: str, is_of_here: bool, lives: bool, days: float, stays: bool
+) -> None:
+    folder = temporary / f"s3torch-datasets-{os.getuid()}"
+    folder.mkdir(0o700)
+    namespace = find_pid_namespace() if is_of_here else "0" * 12
+    file = folder / f"{namespace}-{os.getpid() if lives else dead_pid}-0123.{ending}"
+    file.touch()
+    os.utime(file, (time.time() - days * 86400,) * 2)
+    SharedIndex().get(lambda: ObjectIndex.of([]))
+    assert file.exists() == stays
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_the_name_of_a_file_tells_where_its_process_is(make_iterable: Make, fill: Fill, temporary: Path) -> None:
+    fill(6)
+    dataset = make_iterable(transform=read, enable_sharding=True)
+    load(dataset, "fork")
+    names = [path.name for path in temporary.glob("s3torch-datasets-*/*")]
+    assert names
+    assert all(name.startswith(f"{find_pid_namespace()}-{os.getpid()}-") for name in names)
+
+
+def test_a_process_in_another_namespace_has_another_name() -> None:
+    code = "from s3torch_datasets._pid_namespace import find_pid_namespace as find; print(find())"
+    here = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert here.stdout.strip() == find_pid_namespace()
+    command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", sys.executable, "-c", code]
+    try:
+        there = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no namespace can be made here")
+    assert there.stdout.strip() != find_pid_namespace()

@@ -36,7 +36,7 @@ def load(dataset: Any, start_method: str, **arguments: Any) -> list[Any]:
 
 def index_files() -> list[Path]:
     folder = Path(tempfile.gettempdir()) / f"s3torch-datasets-{os.getuid()}"
-    return sorted(path for path in folder.glob("*") if path.name.startswith(f"{os.getpid()}-"))
+    return sorted(path for path in folder.glob("*") if f"-{os.getpid()}-" in path.name)
 
 
 def test_a_map_dataset_is_listed_once_and_read_by_all_workers(

@@ -22,6 +22,7 @@ from typing import Any
 from s3torch_datasets._background_listing import BackgroundListing
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._index_file import map_index, write_index
+from s3torch_datasets._pid_namespace import find_pid_namespace
 
 try:
     import fcntl
@@ -31,6 +32,7 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 _STALE_AFTER_SECONDS = 24 * 3600
+_FOREIGN_STALE_AFTER_SECONDS = 30 * 24 * 3600
 
 
 def is_spawning() -> bool:
@@ -48,7 +50,7 @@ class SharedIndex:
     def __init__(self, index: ObjectIndex | None = None) -> None:
         self._index = index
         self._listing: BackgroundListing | None = None
-        self._name = f"{os.getpid()}-{uuid.uuid4().hex}.index"
+        self._name = f"{find_pid_namespace()}-{os.getpid()}-{uuid.uuid4().hex}.index"
         self._owner_pid = os.getpid()
         Finalize(self, _remove, args=(self._name,), exitpriority=0)
 
@@ -167,13 +169,23 @@ def _folder() -> str | None:
 
 
 def _remove_stale(folder: str) -> None:
-    """Removes what killed processes left behind."""
-    long_ago = time.time() - _STALE_AFTER_SECONDS
+    """Removes what killed processes left behind.
+
+    Machines and containers whose processes cannot be seen from here may share the folder. A file of theirs goes only
+    when it is a month old, for nobody else would remove those of a container that was killed.
+    """
+    now, namespace = time.time(), find_pid_namespace()
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            owner = entry.name.partition("-")[0]
-            if owner.isdecimal() and entry.stat().st_mtime < long_ago and not _is_alive(int(owner)):
-                with contextlib.suppress(OSError):
+            owner, _, rest = entry.name.partition("-")
+            pid = rest.partition("-")[0]
+            with contextlib.suppress(OSError):
+                age_seconds = now - entry.stat().st_mtime
+                if owner == namespace and pid.isdecimal():
+                    is_stale = age_seconds > _STALE_AFTER_SECONDS and not _is_alive(int(pid))
+                else:
+                    is_stale = age_seconds > _FOREIGN_STALE_AFTER_SECONDS
+                if is_stale:
                     os.unlink(entry.path)
 
 
