@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +135,29 @@ def test_a_new_version_replaces_the_mapped_copy(checkpoint: S3Checkpoint, uri: s
     assert checkpoint.load(uri, mmap=True, cache_dir=tmp_path)["a"].sum() == 100
     assert old["a"].sum() == 0
     assert len([path for path in tmp_path.iterdir() if path.suffix != ".lock"]) == 1
+
+
+def test_a_mapped_checkpoint_needs_no_locks_of_the_filesystem(
+    checkpoint: S3Checkpoint, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    checkpoint.save({"a": torch.zeros(100)}, uri)
+    checkpoint.load(uri, mmap=True, cache_dir=tmp_path)
+    (lock,) = tmp_path.glob("*.lock")
+    other = lock.with_name(f"{lock.stem}-other.partial")  # of a process that downloads at the same time
+    other.write_bytes(b"half")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    checkpoint.save({"a": torch.ones(100)}, uri)
+    assert checkpoint.load(uri, mmap=True, cache_dir=tmp_path)["a"].sum() == 100
+    assert other.exists()
+    monkeypatch.undo()
+    checkpoint.save({"a": torch.zeros(100)}, uri)
+    assert checkpoint.load(uri, mmap=True, cache_dir=tmp_path)["a"].sum() == 0
+    assert not other.exists()
 
 
 def test_a_download_that_fails_leaves_no_copy(

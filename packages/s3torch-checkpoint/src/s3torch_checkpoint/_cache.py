@@ -6,13 +6,13 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes may download the same object; each copy is whole
+except ImportError:  # Windows: several processes may download the same object; each copy is whole
     fcntl = None  # type: ignore[assignment]
 
 _PARTIAL = ".partial"
@@ -50,7 +50,7 @@ def cached_copy(
     cache_dir.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
     path = cache_dir / f"{name}-{hashlib.sha256(version.encode()).hexdigest()[:16]}"
-    with _lock(cache_dir / f"{name}.lock"):
+    with _lock(cache_dir / f"{name}.lock") as is_alone:
         if path.is_file() and path.stat().st_size == size_bytes:
             return path
         handle, partial = tempfile.mkstemp(prefix=f"{name}-", suffix=_PARTIAL, dir=cache_dir)
@@ -69,15 +69,22 @@ def cached_copy(
             Path(partial).unlink(missing_ok=True)
             raise
         for other in cache_dir.glob(f"{name}-*"):
-            if other != path:
+            if other != path and (is_alone or other.suffix != _PARTIAL):
                 other.unlink(missing_ok=True)
     return path
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time download an object; the lock ends with its process, however that ends."""
+def _lock(path: Path) -> Iterator[bool]:
+    """Let one process at a time download an object; the lock ends with its process, however that ends.
+
+    Yields:
+        Whether there are no others: some filesystems, such as Lustre without its option for that, know no locks.
+    """
+    is_alone = False
     with path.open("wb") as file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+                is_alone = True
+        yield is_alone
