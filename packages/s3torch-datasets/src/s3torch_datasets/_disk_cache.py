@@ -112,10 +112,12 @@ class DiskCache:
         descriptor = os.open(os.path.join(self.folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:
+                # Closing alone would leave it to a child that was forked meanwhile, which shares the open file.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
-            # Closing alone would leave it to a child that was forked meanwhile, which shares the open file.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _sum_of_files(self, coming_bytes: int) -> int:
