@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
+from weakref import WeakSet
+
+from torch.utils.data import get_worker_info
 
 from s3torch_datasets._shared_index import is_spawning
 
@@ -13,11 +18,31 @@ _EPOCH, _WAS_SET, _MIDDLE_WAS_LOADED, _WORKERS_STARTED = range(4)
 class SharedEpoch:
     """The epoch of the next iteration, how it was chosen in the main process, and where the last iteration began.
 
-    Persistent workers see what is chosen while they run.
+    Persistent workers see what is chosen while they run, in the process that started them. Any other process that comes
+    by a copy, such as a rank that was spawned or forked, goes its own way from what was chosen when it was started.
     """
 
-    def __init__(self) -> None:
-        self._numbers = RawArray("q", 4)
+    def __init__(self, chosen: Sequence[int] = (0, False, False)) -> None:
+        self._array = RawArray("q", 4)
+        self._array[:_WORKERS_STARTED] = chosen
+        self._handed_over = chosen
+        self._owner_pid = os.getpid()
+        _in_this_process.add(self)
+
+    @property
+    def _numbers(self) -> Any:
+        """The numbers of this process, or of the one whose DataLoader worker this is.
+
+        A worker's copy is unpickled before torch says that it is one, so that this cannot be decided earlier.
+        """
+        if os.getpid() != self._owner_pid and get_worker_info() is None:
+            self.__init__(self._handed_over)  # type: ignore[misc]  # a copy that goes its own way
+        return self._array
+
+    def hand_over(self) -> Any:
+        """Makes the numbers ready for a child process, and returns those that it begins with if it is no worker."""
+        self._handed_over = self._numbers[:_WORKERS_STARTED]
+        return self._handed_over
 
     @property
     def epoch(self) -> int:
@@ -61,11 +86,27 @@ class SharedEpoch:
             self._numbers[_MIDDLE_WAS_LOADED] = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shared": self._numbers} if is_spawning() else {"copied": self._numbers[:_WORKERS_STARTED]}
+        state: dict[str, Any] = {"chosen": self.hand_over()}
+        if is_spawning():
+            state |= {"array": self._array, "owner_pid": self._owner_pid}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "shared" in state:
-            self._numbers = state["shared"]
-        else:
-            self.__init__()  # type: ignore[misc]  # a copy that goes its own way
-            self._numbers[:_WORKERS_STARTED] = state["copied"]
+        if "array" not in state:
+            self.__init__(state["chosen"])  # type: ignore[misc]  # a copy that goes its own way
+            return
+        self._array, self._owner_pid, self._handed_over = state["array"], state["owner_pid"], state["chosen"]
+        _in_this_process.add(self)
+
+
+_in_this_process: WeakSet[SharedEpoch] = WeakSet()
+
+
+def _hand_over_all() -> None:
+    """Called before each fork: the child cannot tell afterwards whose numbers a parent that had none would have."""
+    for epoch in list(_in_this_process):
+        epoch.hand_over()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hand_over_all)

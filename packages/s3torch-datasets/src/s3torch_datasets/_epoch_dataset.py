@@ -69,8 +69,8 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch of the next iteration, and so its order; persistent workers see it too.
 
-        Call it before each epoch, with the same number on all ranks. What was loaded for another epoch, or read of it,
-        is no part of the state any more.
+        Call it before each epoch, on every rank with the same number: ranks that were started with one dataset do not
+        share it. What was loaded for another epoch, or read of it, is no part of the state any more.
         """
         epoch = int(epoch)
         self._shared.set(epoch)
