@@ -88,6 +88,10 @@ class ObjectDataset(Generic[T_co]):
     @property
     def index(self) -> ObjectIndex:
         """The objects of the dataset; the first use lists them."""
+        if self._cache is None and self._settings.object_filter is None:
+            known: ObjectIndex | None = getattr(self._get_dataset_objects, "known_index", None)
+            if known is not None:
+                return known
         return self._shared_index.get(self._make_index)
 
     @property

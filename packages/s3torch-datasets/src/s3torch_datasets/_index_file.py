@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import struct
+from typing import IO
 
 from s3torch_datasets._index import ObjectIndex, recast
 
@@ -25,27 +26,37 @@ def write_index(index: ObjectIndex, path: str) -> None:
     Raises:
         OSError: There is no room, or the folder cannot be written.
     """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write_open_index(index, file)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_open_index(index: ObjectIndex, file: IO[bytes]) -> None:
+    """Writes an index to an empty file.
+
+    Raises:
+        OSError: There is no room.
+    """
     columns = {name: column.cast("B") if column.nbytes else memoryview(b"") for name, column in index.columns.items()}
     layout, offset = {}, 0
     for name, column in columns.items():
         layout[name] = (index.columns[name].format, offset, column.nbytes)
         offset += -(-column.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
     header = json.dumps({"buckets": index.buckets, "columns": layout}).encode()
-    temporary = f"{path}.{os.getpid()}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_MAGIC + _LENGTH.pack(len(header)) + header)
-            start = _aligned(file.tell())
-            for name, column in columns.items():
-                file.seek(start + layout[name][1])
-                file.write(column)
-            file.truncate(start + offset)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    file.write(_MAGIC + _LENGTH.pack(len(header)) + header)
+    start = _aligned(file.tell())
+    for name, column in columns.items():
+        file.seek(start + layout[name][1])
+        file.write(column)
+    file.truncate(start + offset)
+    file.flush()
 
 
 def map_index(path: str) -> ObjectIndex:
@@ -58,10 +69,19 @@ def map_index(path: str) -> ObjectIndex:
     with open(path, "rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError(f"{path} is not an index of s3torch_datasets; remove it")
-        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        header = json.loads(file.read(length))
-        start = _aligned(file.tell())
-        whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return map_open_index(file.fileno())
+
+
+def map_open_index(descriptor: int) -> ObjectIndex:
+    """Returns the index of an open file, mapped and not copied; it may be closed afterwards.
+
+    The position in the file, which processes that inherited it have in common, is left alone.
+    """
+    whole = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    header_at = len(_MAGIC) + _LENGTH.size
+    (length,) = _LENGTH.unpack(whole[len(_MAGIC) : header_at])
+    header = json.loads(bytes(whole[header_at : header_at + length]))
+    start = _aligned(header_at + length)
     columns = {
         name: recast(whole[start + offset : start + offset + size], form)
         for name, (form, offset, size) in header["columns"].items()

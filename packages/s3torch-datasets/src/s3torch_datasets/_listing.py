@@ -11,6 +11,7 @@ from s3torch_datasets._background_listing import BackgroundListing, OnListed, On
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._index import ObjectIndex
+from s3torch_datasets._inherited_index import InheritedIndex
 from s3torch_datasets._parallel_listing import list_prefix
 from s3torch_datasets._progress import progress_bar
 
@@ -74,17 +75,22 @@ class UriObjects:
 
     def __init__(self, object_uris: str | Iterable[str]) -> None:
         uris = (object_uris,) if isinstance(object_uris, str) else object_uris
-        self._index = ObjectIndex.of(_named_objects(uris))
+        self._inherited = InheritedIndex(ObjectIndex.of(_named_objects(uris)))
+
+    @property
+    def known_index(self) -> ObjectIndex:
+        """The objects, which are known without a request."""
+        return self._inherited.index
 
     def __call__(self, client: S3Client) -> Iterable[S3BucketKeyData]:
         """Returns the objects; sends nothing."""
-        return iter(self._index)
+        return iter(self.known_index)
 
     def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool) -> ObjectIndex:
         """Returns the objects; sends nothing."""
         if object_filter is None:
-            return self._index
-        return ObjectIndex.of(one for one in self._index if object_filter.accepts(one))
+            return self.known_index
+        return ObjectIndex.of(one for one in self.known_index if object_filter.accepts(one))
 
 
 def _named_objects(uris: Iterable[str]) -> Iterator[S3BucketKeyData]:
