@@ -177,10 +177,15 @@ SPAWNED = """
 import os, sys
 from operator import attrgetter
 import torch.multiprocessing as mp
+from torch.utils.data import DataLoader
 from s3torch_datasets import S3IterableDataset
+
+method = sys.argv[1]
 
 def run(rank, dataset, results):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}  # there is no process group yet
+    if method != "none":
+        dataset = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=method)
     results.put(list(dataset))
 
 if __name__ == "__main__":
@@ -192,13 +197,16 @@ if __name__ == "__main__":
 """
 
 
-def test_ranks_that_were_spawned_share_the_objects(counting_server: CountingServer, fill: Fill, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["none", "fork", "spawn"])
+def test_ranks_that_were_spawned_share_the_objects(
+    counting_server: CountingServer, fill: Fill, tmp_path: Path, method: str
+) -> None:
     fill(10)
     script = tmp_path / "spawned.py"
     script.write_text(SPAWNED)
     environment = {**os.environ, **counting_server.environment(), "PREFIX": f"s3://{counting_server.bucket}/data/"}
     done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False, timeout=100
+        [sys.executable, str(script), method], env=environment, capture_output=True, text=True, check=False, timeout=100
     )
     assert done.returncode == 0, done.stderr
     shards = sorted(line.split() for line in done.stdout.splitlines())

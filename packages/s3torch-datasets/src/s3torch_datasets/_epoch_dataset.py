@@ -14,7 +14,7 @@ from s3torch_datasets._dataset import GetDatasetObjects, ObjectDataset, T_co
 from s3torch_datasets._epoch import SharedEpoch
 from s3torch_datasets._options import IterationSettings
 from s3torch_datasets._permutation import Permutation
-from s3torch_datasets._place import find_place, find_rank
+from s3torch_datasets._place import InheritedRank, find_place, find_rank
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._resume import Progress, State, apply_state, check_is_state, is_in_middle, to_state
 from s3torch_datasets._shard_rows import ShardRows
@@ -55,7 +55,7 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
         settings.check(enable_sharding=enable_sharding)
         self._enable_sharding = enable_sharding
         self._shared = SharedEpoch()
-        self._parent_rank: tuple[int, int] | None = None
+        self._parent_rank: InheritedRank | None = None
         self._progress: Progress | None = None
         self._resume: State | None = None
         self._resume_is_of_worker = False
@@ -199,7 +199,7 @@ class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):
         state = {**super().__getstate__(), "_progress": None}
         if is_spawning():
             # A spawned worker has no process group of its own.
-            state["_parent_rank"] = find_rank(self._parent_rank)
+            state["_parent_rank"] = InheritedRank(*find_rank(self._parent_rank))
         return state
 
 
