@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import logging
 import re
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from s3core import CredentialsError, S3Client, S3ClientConfig
 from s3core._credentials import Credentials, CredentialSource
 from s3core._settings import Settings, resolve_settings
-from servers import CountingServer, wait_until
+from servers import CountingServer, Listener, wait_until
 
 PAST, LATER = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (-1, 60))
 
@@ -245,6 +247,50 @@ def test_keys_that_were_replaced_in_a_file_are_read_again_when_the_store_refuses
         counting_server.fault(times=1, status=403, code=code)
         use()
     assert signers(counting_server) == ["first", "first", "second", "second", "third"]
+
+
+def test_every_way_of_reading_signs_with_the_keys_that_were_renewed_in_another(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    """Keys whose end nobody tells are renewed when the store refuses them, for all buckets."""
+    current = "old"
+    client = make_client(counting_server, credentials=lambda: keys(current))
+    buckets = [counting_server.bucket, counting_server.create_bucket()]
+    for bucket in buckets:
+        counting_server.put("key", b"abc", bucket=bucket)
+        assert client.get_object(bucket, "key").read_all() == b"abc"
+    for renew in (
+        lambda: client.head_object(buckets[0], "key"),
+        lambda: client.get_object(buckets[0], "key").read_all(),
+    ):
+        counting_server.fault(access_key=current, status=400, code="ExpiredToken")
+        current = "newer" if current == "old" else "newest"
+        renew()
+        for bucket in buckets:
+            assert client.get_object(bucket, "key").read_all() == b"abc"
+
+
+def test_what_a_token_service_refuses_is_an_error_of_ours(
+    home: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on a node of Kubernetes whose role is throttled."""
+
+    def refuse(connection: socket.socket) -> None:
+        with connection:
+            connection.recv(64 * 1024)
+            body = b"<ErrorResponse><Error><Code>AccessDenied</Code><Message>not you</Message></Error></ErrorResponse>"
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    home()
+    listener = Listener(refuse)
+    (tmp_path / "token").write_text("token")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/training")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", listener.url)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    with pytest.raises(CredentialsError, match=r"AccessDenied.*not you"):
+        CredentialSource(settings()).get()
+    listener.close()
 
 
 def test_a_process_of_a_profile_gives_keys_that_expire(home: Callable[..., None]) -> None:

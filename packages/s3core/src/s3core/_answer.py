@@ -148,7 +148,7 @@ def open_native(runtime: Runtime, target: Target, start: int, end: int, etag: st
         keys = runtime.keys()
         region = runtime.address(target.bucket).region
         try:
-            result = runtime.process.native.get(runtime.store(target.bucket), target.key, options=options)
+            result = runtime.process.native.get(runtime.store(target.bucket, keys), target.key, options=options)
         except S3Exception:
             raise
         except Exception as error:
@@ -156,7 +156,6 @@ def open_native(runtime: Runtime, target: Target, start: int, end: int, etag: st
             corrected = False
             if corrections and failure.code in OUTDATED_KEYS_CODES and keys is not None:
                 corrected = runtime.credentials.renew(keys)
-                runtime.drop_store(target.bucket)
             elif corrections and failure.code in WRONG_REGION_CODES:
                 # Where the region is told in a header only, which obstore does not show, a HEAD sees it.
                 told = failure.region or runtime.rest.ask_region(target.bucket)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._config import S3ClientConfig, fits_signature
 from ._exceptions import CredentialsError, S3Exception
-from ._loading import load, loading
+from ._loading import loading
 from ._process import remember_credentials
 from ._settings import Settings, open_session
 
@@ -44,6 +44,11 @@ class Credentials:
     session_token: str | None = field(default=None, repr=False)
     refresh_at: datetime | None = None
     expires_at: datetime | None = None
+
+    @property
+    def signer(self) -> tuple[str, str, str | None]:
+        """What requests are signed with: the same for all that differ in their times alone."""
+        return self.access_key_id, self.secret_access_key, self.session_token
 
     @property
     def is_due(self) -> bool:
@@ -166,17 +171,13 @@ def _chain(settings: Settings) -> Callable[[], Credentials]:
     from_environment = _environment_keys(settings.config)
     if from_environment is not None:
         return lambda: from_environment
-    load("botocore.exceptions")
-    import botocore.exceptions
-
-    failures = (botocore.exceptions.BotoCoreError, OSError, ValueError)
     try:
         session = open_session(settings.profile)
         with loading:
             # Makes TLS contexts: a child that came in the midst of that would wait for a lock of OpenSSL for ever.
             session.get_component("credential_provider")
         source = session.get_credentials() if settings.config.profile is not None else _first_of(session)
-    except failures as error:
+    except Exception as error:  # botocore's errors have no base in common
         raise CredentialsError(f"the AWS credential chain failed: {error}") from error
     if source is None:
         raise CredentialsError(
@@ -187,7 +188,7 @@ def _chain(settings: Settings) -> Callable[[], Credentials]:
     def fetch() -> Credentials:
         try:
             frozen = source.get_frozen_credentials()
-        except failures as error:
+        except Exception as error:
             raise CredentialsError(f"the AWS credentials could not be refreshed: {error}") from error
         if not frozen.access_key or not frozen.secret_key:
             raise CredentialsError("the AWS credential chain gave no keys; check the profile and the environment")

@@ -57,7 +57,7 @@ class Runtime:
         self.get_templates: dict[tuple[str, bool], GetTemplate] = {}
         self._lock = threading.Lock()
         self._addresses: dict[str, Address] = {}
-        self._stores: dict[str, Any] = {}
+        self._stores: dict[str, tuple[object, Any]] = {}  # Each with the keys that it signs with.
 
     def keys(self) -> Credentials | None:
         """The credentials to sign with now; None for unsigned requests."""
@@ -97,22 +97,24 @@ class Runtime:
         logger.info("s3://%s is in the region %s; using that from now on", bucket, region)
         return True
 
-    def store(self, bucket: str) -> Any:
-        """The native store of a bucket, made once; its credentials refresh by themselves."""
-        store = self._stores.get(bucket)
-        if store is None:
+    def store(self, bucket: str, keys: Credentials | None) -> Any:
+        """The native store of a bucket, made once for the same keys: it goes on to sign with those it has.
+
+        Args:
+            bucket: The bucket.
+            keys: What to sign with now.
+        """
+        signer = None if keys is None else keys.signer
+        made_for, store = self._stores.get(bucket, (None, None))
+        if store is None or made_for != signer:
             self.address(bucket)
             with self._lock:
-                store = self._stores.get(bucket)
-                if store is None:
+                made_for, store = self._stores.get(bucket, (None, None))
+                if store is None or made_for != signer:
                     # Not the address from before the lock, which may have been corrected meanwhile.
-                    store = self._stores[bucket] = self._make_store(self._addresses[bucket])
+                    store = self._make_store(self._addresses[bucket])
+                    self._stores[bucket] = signer, store
         return store
-
-    def drop_store(self, bucket: str) -> None:
-        """Have a bucket's store made anew, with credentials asked for anew."""
-        with self._lock:
-            self._stores.pop(bucket, None)
 
     def _locate(self, bucket: str, region: str) -> Address:
         return locate(bucket, region, self.settings.endpoint, self.config.force_path_style)
