@@ -28,6 +28,10 @@ class Interruption:
         self._files = {module.__file__ for module in modules}
         self._left = at
 
+    def strike(self) -> None:
+        """What happens then."""
+        raise KeyboardInterrupt
+
     def trace(self, frame: FrameType, event: str, argument: object) -> Any:
         """Trace a call, for `sys.settrace`."""
         # Not in the calls with which a test itself looks at a stream.
@@ -45,7 +49,7 @@ class Interruption:
                     self._left -= 1
                     if self._left == 0:
                         self.came = True
-                        raise KeyboardInterrupt
+                        self.strike()
             return step
 
         return step

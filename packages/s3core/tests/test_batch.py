@@ -97,3 +97,36 @@ def test_the_first_error_stops_the_jobs_that_wait_for_room() -> None:
         run_all(Pool(2), jobs(), most_bytes=10)
     assert len(made) <= 2
     assert all(job.is_stopped for job in made[1:])
+
+
+class HeldJob(SizedJob):
+    """Runs until it is stopped; the first time, Ctrl-C comes while it is."""
+
+    def __init__(self, gauge: Gauge, is_interrupted: list[bool]) -> None:
+        super().__init__(gauge, 1)
+        self.is_interrupted = is_interrupted
+        self.may_end = threading.Event()
+
+    def run(self) -> int:
+        self.may_end.wait(60)
+        return 1
+
+    def stop(self) -> None:
+        if not self.is_interrupted:
+            self.is_interrupted.append(True)
+            raise KeyboardInterrupt
+        super().stop()
+        self.may_end.set()
+
+
+def test_an_interruption_of_the_end_leaves_no_job_that_is_not_stopped() -> None:
+    is_interrupted: list[bool] = []
+    held = [HeldJob(Gauge(), is_interrupted) for _ in range(4)]
+
+    def jobs() -> Iterator[HeldJob]:
+        yield from held
+        raise LookupError("mine")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(Pool(4), jobs())
+    assert all(job.is_stopped for job in held)

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from interruptions import each_interruption, interrupted
+from interruptions import Interruption, each_interruption, interrupted
 from s3core import (
     AccessDeniedError,
     PutObjectStream,
@@ -30,9 +30,11 @@ from s3core import (
     S3Exception,
     S3TimeoutError,
     _bell,
+    _budget,
     _put,
     _stop,
 )
+from s3core._budget import ByteBudget
 from s3core._pool import Pool
 from s3core._request import Request
 from s3core._stop import Stop
@@ -585,6 +587,31 @@ def test_a_stream_that_a_handler_closes_within_a_write_is_whole_or_an_error(
             break
     assert at > 20
     assert outcomes == {True, False}
+
+
+class _Taking(Interruption):
+    """A signal whose handler takes bytes of a budget, as by reading, and gives them back."""
+
+    budget: ByteBudget
+
+    def strike(self) -> None:
+        other = object()
+        self.budget.try_take(other, 1)
+        self.budget.give_back(other)
+
+
+def test_a_handler_of_a_signal_may_take_bytes_of_the_budget_that_it_interrupts() -> None:
+    for at in itertools.count(1):
+        handler, budget, holder = _Taking([_budget], at), ByteBudget(100), object()
+        handler.budget = budget
+        with interrupted(handler):
+            for _ in range(3):
+                budget.try_take(holder, 10)
+                budget.give_back(holder)
+        assert budget.used == 0
+        if not handler.came:
+            break
+    assert at > 10
 
 
 def test_a_stop_works_after_an_interruption_at_any_instruction() -> None:

@@ -116,8 +116,15 @@ class _Batch(Generic[J]):
     def stop(self) -> None:
         """Start no further job and let none write any more."""
         self._stopped = True
+        interruption: BaseException | None = None
         for job in self.running:
-            job.stop()
+            try:
+                job.stop()
+            except BaseException as error:  # Ctrl-C, or what a signal's handler raises.
+                interruption = error
+                job.stop()
+        if interruption is not None:
+            raise interruption
 
     def _run(self, job: J) -> None:
         outcome: int | BaseException = 0

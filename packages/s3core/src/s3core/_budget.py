@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 
 _MOST_RETURNED = 100
 
@@ -22,7 +23,7 @@ class ByteBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._held: dict[object, int] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # Reentrant for a signal's handler.
         self._returned: deque[object] = deque()
 
     @property
@@ -54,7 +55,10 @@ class ByteBudget:
         self._returned.append(holder)
 
     def _settle(self) -> int:
-        while self._returned:
-            self._held.pop(self._returned[0], None)
-            self._returned.popleft()
+        with suppress(IndexError):  # A handler may have settled all of it within a step.
+            while True:
+                holder = self._returned[0]
+                self._held.pop(holder, None)
+                if self._returned[0] is holder:
+                    self._returned.popleft()  # Not before: Ctrl-C may come behind this call.
         return sum(self._held.values())

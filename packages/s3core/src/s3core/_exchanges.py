@@ -134,7 +134,7 @@ class _Watcher:
         self._timeout = timeout
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._is_asleep = self._is_started = self._is_over = False
-        self._start_lock = threading.Lock()
+        self._start_lock = threading.RLock()  # Reentrant for a signal's handler, as are the others that callers take.
         self._claim = threading.Lock()
         self._bell: socket.socket | None = None
         self._bell_lock = threading.RLock()  # Reentrant, because the garbage collector may call `tell` within.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from s3torch_datasets._fork_count import ForkCount
 from s3torch_datasets._object_source import ObjectSource
@@ -20,7 +21,7 @@ class ByteBudget:
     def __init__(self) -> None:
         self._forks = ForkCount.now
         self._held: dict[object, int] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant for a signal's handler
         self._returned: deque[object] = deque()
 
     @property
@@ -51,9 +52,12 @@ class ByteBudget:
             self._returned.append(holder)
 
     def _settle(self) -> int:
-        while self._returned:
-            self._held.pop(self._returned[0], None)
-            self._returned.popleft()  # not before: Ctrl-C may come behind this call
+        with suppress(IndexError):  # a handler may have settled all of it within a step.
+            while True:
+                holder = self._returned[0]
+                self._held.pop(holder, None)
+                if self._returned[0] is holder:
+                    self._returned.popleft()  # not before: Ctrl-C may come behind this call
         return sum(self._held.values())
 
 
