@@ -8,6 +8,7 @@ import gzip
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import fsspec
 import pytest
 from fsspec.compression import compr
 
-from s3core import AccessDeniedError, NoSuchBucketError, S3ClientConfig
+from s3core import AccessDeniedError, NoSuchBucketError, S3ClientConfig, S3Exception
 from s3torch_lightning import S3FileSystem, S3LightningCheckpoint, register_filesystem
 from servers import CountingServer
 
@@ -290,6 +291,49 @@ def test_what_is_moved_onto_itself_stays(fs: S3FileSystem, filled: str, server: 
     with pytest.raises(ValueError, match=r"run/a\.ckpt cannot be copied or moved onto itself"):
         fs.mv(f"{filled}/run/a.ckpt", f"{bucket}/{target}")
     assert server.get("run/a.ckpt") == b"run/a.ckpt"
+
+
+def test_a_folder_is_moved_as_a_whole(fs: S3FileSystem, filled: str, server: CountingServer) -> None:
+    fs.mv(f"{filled}/run", f"{filled}/old", recursive=True)
+    assert server.objects() == {
+        "old/a.ckpt": b"run/a.ckpt",
+        "old/b/.metadata": b"run/b/.metadata",
+        "old/b/x.distcp": b"run/b/x.distcp",
+        "run2/c": b"run2/c",
+        "top": b"top",
+    }
+    assert not fs.exists(f"{filled}/run")
+    with pytest.raises(FileNotFoundError):
+        fs.mv(f"{filled}/run", f"{filled}/older", recursive=True)
+
+
+@pytest.mark.parametrize("target", ["run", "run/", "run/old", "run/old/"])
+def test_a_folder_is_not_moved_into_itself(fs: S3FileSystem, filled: str, server: CountingServer, target: str) -> None:
+    before = server.objects()
+    with pytest.raises(ValueError, match="into itself"):
+        fs.mv(f"{filled}/run", f"{filled}/{target}", recursive=True)
+    assert server.objects() == before
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize("way", ["mv", "copy"])
+def test_what_cannot_be_copied_is_an_error_and_stays(
+    fs: S3FileSystem, filled: str, server: CountingServer, way: str, slash: str
+) -> None:
+    before = server.objects()
+    with pytest.raises(S3Exception, match="no-such-bucket"):
+        getattr(fs, way)(f"{filled}/run", f"s3://no-such-bucket/run{slash}", recursive=True)
+    assert server.objects() == before
+
+
+def test_what_appears_during_a_move_stays(fs: S3FileSystem, filled: str, server: CountingServer) -> None:
+    server.fault(operation="CopyObject", times=1, delay_seconds=1)
+    with ThreadPoolExecutor(1) as thread:
+        moving = thread.submit(fs.mv, f"{filled}/run", f"{filled}/old", recursive=True)
+        server.wait_for_requests(1, operation="CopyObject")
+        server.put("run/new", b"new")
+        moving.result()
+    assert server.get("run/new") == b"new"
 
 
 def test_the_settings_are_those_of_the_plugin_made_last(options: dict[str, Any], fs: S3FileSystem) -> None:

@@ -11,7 +11,7 @@ from fsspec import AbstractFileSystem
 from fsspec.compression import compr
 from fsspec.core import get_compression
 
-from s3core import NoSuchBucketError, NoSuchKeyError, S3Client, S3ClientConfig, parse_s3_uri
+from s3core import NoSuchBucketError, NoSuchKeyError, S3Client, S3ClientConfig, S3Exception, parse_s3_uri
 from s3torch_datasets import S3Writer
 
 from ._compressed_upload import CompressedUpload
@@ -251,7 +251,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
                 self.rmdir(each)
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """Copy an object within the store.
+        """Copy an object within the store; of a folder, which S3 does not have, there is nothing to copy.
 
         Args:
             path1: What to copy.
@@ -260,11 +260,49 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
 
         Raises:
             ValueError: Both are the same object, which a move would delete.
+            S3Exception: There is no such bucket, or the copy failed.
         """
         source, target = self._settled(path1), self._split(path2)
         if source == target:
             raise ValueError(f"s3://{'/'.join(source)} cannot be copied or moved onto itself")
-        self._client.copy_object(*source, *target)
+        try:
+            self._client.copy_object(*source, *target)
+        except NoSuchBucketError as error:
+            raise S3Exception(str(error)) from error  # fsspec takes any FileNotFoundError for a file that is gone
+        except NoSuchKeyError:
+            if not self.isdir(path1):
+                raise
+
+    def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
+        """Move an object or, where asked for, a whole folder: what was there is deleted when all of it was copied.
+
+        Args:
+            path1: What to move.
+            path2: Where to.
+            recursive: Move all keys below the path too.
+            maxdepth: Not supported.
+            **kwargs: Not used.
+
+        Raises:
+            ValueError: A folder is to be moved into itself, an object onto itself, or `maxdepth` is given.
+            FileNotFoundError: There is nothing at the path.
+            S3Exception: A copy failed; nothing was deleted.
+        """
+        if maxdepth is not None:
+            raise ValueError("s3:// by s3torch-lightning moves a folder as a whole; leave maxdepth out")
+        if not recursive or self.isfile(path1):
+            self.copy(path1, path2, on_error="raise")
+            self.rm(path1)
+            return
+        (bucket, source), (other, target) = self._folder(path1), self._folder(path2)
+        if bucket == other and target.startswith(source):
+            raise ValueError(f"s3://{bucket}/{source} cannot be moved into itself, to {path2}")
+        moved = [self._split(path)[1] for path in self.find(path1)]  # and not what appears meanwhile
+        if not moved:
+            raise FileNotFoundError(f"{path1} does not exist")
+        self.copy(path1, path2, recursive=True, on_error="raise")
+        self._client.delete_objects(bucket, moved)
+        self.rmdir(path1)
 
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
         """Write an object at once, or at the end of the transaction.
