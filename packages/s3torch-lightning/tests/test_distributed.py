@@ -20,8 +20,12 @@ def test_an_interrupted_ddp_training_resumes_from_last_to_the_same_weights(
     library: str, kind: str, server: CountingServer, run_uri: str, run_ranks: Callable[..., None]
 ) -> None:
     pytest.importorskip(library)
+    server.fault(operation="PutObject", key="run-again/last.ckpt", times=1, delay_seconds=3)
     run_ranks("ddp.py", server, [library, run_uri, kind])
-    assert server.keys() == ["run/last.ckpt", "run/step=12.ckpt", "run/step=8.ckpt"]
+    assert server.keys() == [
+        *("run-again/last.ckpt", "run-again/step=4.ckpt", "run-again/step=8.ckpt"),
+        *("run/last.ckpt", "run/step=12.ckpt", "run/step=8.ckpt"),
+    ]
     assert server.uploads() == []
 
 

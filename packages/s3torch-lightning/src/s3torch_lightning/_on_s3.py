@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 from s3core import S3ClientConfig, parse_s3_uri
 
+from ._agreement import from_rank_zero, sendable
 from ._checkpoint_io import S3LightningCheckpoint
 from ._paths import checkpoint_uri, meant_uri
 from ._registration import forget_listings
@@ -113,17 +113,7 @@ class OnS3:
 
     def _on_rank_zero(self, work: Callable[[], T]) -> T:
         """Do something on rank 0, and give its result, or its error, to all ranks: none is left waiting."""
-        outcome: tuple[bool, Any] | None = None
-        if self.is_global_zero:
-            try:
-                outcome = (True, work())
-            except Exception as error:
-                outcome = (False, _sendable(error))
-        succeeded, value = self.broadcast(outcome)
-        if not succeeded:
-            raise value
-        result: T = value
-        return result
+        return from_rank_zero(work, self.is_global_zero, self.broadcast)
 
     @contextmanager
     def _local_path(self) -> Iterator[Path]:
@@ -145,7 +135,7 @@ class OnS3:
                 try:
                     self._download(uri, path)
                 except Exception as raised:
-                    error = _sendable(raised)
+                    error = sendable(raised)
             self._raise_first(error)
             yield path
             self._raise_first(None)  # no node deletes the file before all its ranks have read it
@@ -174,12 +164,3 @@ class OnS3:
         first = next((each for each in errors if each is not None), None)
         if first is not None:
             raise first
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error itself where it survives being sent to another process, or one that says the same."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error

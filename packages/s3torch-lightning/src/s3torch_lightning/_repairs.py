@@ -24,13 +24,17 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
+import torch.distributed as dist
 from fsspec.core import url_to_fs
 
+from ._agreement import from_rank_zero
 from ._library import imported_libraries
 from ._paths import meant_uri, metadata_uri
 from ._uploads import pending_state, wait_for
+
+T = TypeVar("T")
 
 _MARK = "_s3torch_lightning"
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
@@ -75,22 +79,47 @@ def _finding_last_on_s3(original: Callable[..., set[str]]) -> Callable[..., set[
         uri = meant_uri(folder)
         if uri is None:
             return original(self, trainer)
-        wait_for(uri)  # the newest may still be under way
-        filesystem, _ = url_to_fs(folder)
-        filesystem.invalidate_cache()  # s3fs remembers listings, and the newest may be newer
-        if not filesystem.exists(folder):
-            return set()
-        found = [
-            (saved_at, _version(name), name)
-            for entry in filesystem.ls(folder, detail=True)
-            if (name := os.path.basename(entry["name"].rstrip("/"))).startswith(self.CHECKPOINT_NAME_LAST)
-            and name.endswith(self.FILE_EXTENSION)
-            and (saved_at := _saved_at(filesystem, entry)) is not None
-        ]
-        # Only the newest: S3 counts whole seconds, and of equal times the Trainer would take any.
-        return {f"{folder.rstrip('/')}/{max(found)[2]}"} if found else set()
+
+        def look() -> set[str]:
+            wait_for(uri)  # the newest may still be under way
+            return _last_in(folder, self.CHECKPOINT_NAME_LAST, self.FILE_EXTENSION)
+
+        return _for_all_ranks(trainer, look)
 
     return _find_last_checkpoints
+
+
+def _for_all_ranks(trainer: Any, look: Callable[[], T]) -> T:
+    """Look once for all ranks of a trainer that has begun before, so that none goes on without the others.
+
+    What is under way is known to rank 0, which saves. Before the first run there is nothing, and no process group.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() != trainer.world_size:
+        return look()
+
+    def broadcast(outcome: Any) -> Any:
+        shared = [outcome]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+
+    return from_rank_zero(look, dist.get_rank() == 0, broadcast)
+
+
+def _last_in(folder: str, start: str, end: str) -> set[str]:
+    """The newest checkpoint of a folder whose name starts and ends so; one or none."""
+    filesystem, _ = url_to_fs(folder)
+    filesystem.invalidate_cache()  # s3fs remembers listings, and the newest may be newer
+    if not filesystem.exists(folder):
+        return set()
+    found = [
+        (saved_at, _version(name), name)
+        for entry in filesystem.ls(folder, detail=True)
+        if (name := os.path.basename(entry["name"].rstrip("/"))).startswith(start)
+        and name.endswith(end)
+        and (saved_at := _saved_at(filesystem, entry)) is not None
+    ]
+    # Only the newest: S3 counts whole seconds, and of equal times the Trainer would take any.
+    return {f"{folder.rstrip('/')}/{max(found)[2]}"} if found else set()
 
 
 def _saved_at(filesystem: Any, entry: dict[str, Any]) -> datetime | None:

@@ -49,9 +49,12 @@ class _TrainerOnS3(OnS3):
             super().save_checkpoint(checkpoint, filepath, storage_options=storage_options)  # type: ignore[misc]
             return
         if not self._saves_shards():
-            if self.is_global_zero:
+
+            def save() -> None:
                 self._plugin.save_checkpoint(checkpoint, uri, storage_options)
                 self._plugin.remove_shards(uri)
+
+            self._on_rank_zero(save)
             return
         if storage_options is not None:
             raise TypeError(f"storage_options mean nothing for the sharded checkpoint {uri}; use s3client_config")

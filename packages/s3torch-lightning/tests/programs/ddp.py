@@ -37,16 +37,16 @@ class Tiny(pl.LightningModule):
         return torch.utils.data.DataLoader(torch.arange(64.0).reshape(16, 4) / 64, batch_size=2)
 
 
-def trainer(*callbacks: Any, **kwargs: Any) -> Any:
+def trainer(*callbacks: Any, max_epochs: int = 3, **kwargs: Any) -> Any:
     plugin = getattr(s3torch_lightning, kind)()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     return pl.Trainer(
-        max_epochs=3, devices=2, strategy="ddp", plugins=[plugin], callbacks=list(callbacks), **quiet, **kwargs
+        max_epochs=max_epochs, devices=2, strategy="ddp", plugins=[plugin], callbacks=list(callbacks), **quiet, **kwargs
     )
 
 
-def kept() -> Any:
-    return callbacks.ModelCheckpoint(dirpath=uri, monitor="score", save_top_k=2, save_last=True, filename="{step}")
+def kept(folder: str = uri) -> Any:
+    return callbacks.ModelCheckpoint(dirpath=folder, monitor="score", save_top_k=2, save_last=True, filename="{step}")
 
 
 def main() -> None:
@@ -64,6 +64,12 @@ def main() -> None:
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert last.ckpt_path == f"{uri}/last.ckpt"
     assert os.listdir() == [], os.listdir()
+    # The first `last` of all, which rank 0 may still be uploading when rank 1 looks for it.
+    again = f"{uri}-again"
+    trainer(kept(again), max_epochs=1).fit(Tiny())
+    longer = trainer(kept(again), max_epochs=2)
+    longer.fit(Tiny(), ckpt_path="last")
+    assert longer.ckpt_path == f"{again}/last.ckpt", longer.ckpt_path
     print(f"rank {last.global_rank} is done")
 
 

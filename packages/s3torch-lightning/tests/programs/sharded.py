@@ -97,6 +97,14 @@ class Weights(pl.Callback):
     on_test_end = on_train_end
 
 
+class Refused(pl.Callback):
+    """Saves where nothing can be saved, which each rank is told."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        with pytest.raises(FileNotFoundError, match="no-such-bucket"):
+            trainer.save_checkpoint("s3://no-such-bucket/model.ckpt")
+
+
 def main() -> None:
     if strategy_name == "S3ModelParallelStrategy":
         # Lightning's own strategy would write to a local folder `s3:`.
@@ -111,7 +119,7 @@ def main() -> None:
     first = trainer(2)
     first.fit(Tiny())
     resumed, again = trainer(4), Weights()
-    resumed.callbacks.append(again)
+    resumed.callbacks += [again, *([Refused()] if how == "full" else [])]
     resumed.fit(Tiny(), ckpt_path=Path(f"{uri}/last-v1.ckpt") if how == "sharded" else "last")
     assert resumed.global_step == STEPS, resumed.global_step
     assert all(torch.equal(*pair) for pair in zip(end.kept, again.kept, strict=True))
