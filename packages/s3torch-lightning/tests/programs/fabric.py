@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from _end import end_rank
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 try:
@@ -127,7 +128,7 @@ def main() -> None:
         fabric.load(f"{uri}/both", loaded)
         assert loaded["how"] == how
     assert os.listdir() == [], os.listdir()
-    print(f"rank {fabric.global_rank} is done")
+    end_rank(fabric.global_rank)
 
 
 if __name__ == "__main__":

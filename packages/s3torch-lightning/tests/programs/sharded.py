@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from _end import end_rank
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 try:
@@ -131,7 +132,7 @@ def main() -> None:
     with pytest.raises(FileNotFoundError, match=f"{uri}/none.ckpt"):
         trainer(4).test(Tiny(), ckpt_path=f"{uri}/none.ckpt")
     assert os.listdir() == [], os.listdir()
-    print(f"rank {resumed.global_rank} is done")
+    end_rank(resumed.global_rank)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import torch
+from _end import end_rank
 from lightning.fabric import Fabric
 
 try:
@@ -41,7 +42,7 @@ def main() -> None:
     state = {"model": model, "step": 0}
     fabric.load(uri, state)
     assert state["step"] == 1, state["step"]
-    print(f"rank {fabric.global_rank} is done")
+    end_rank(fabric.global_rank)
 
 
 if __name__ == "__main__":
