@@ -307,11 +307,44 @@ def test_a_folder_is_moved_as_a_whole(fs: S3FileSystem, filled: str, server: Cou
         fs.mv(f"{filled}/run", f"{filled}/older", recursive=True)
 
 
-@pytest.mark.parametrize("target", ["run", "run/", "run/old", "run/old/"])
-def test_a_folder_is_not_moved_into_itself(fs: S3FileSystem, filled: str, server: CountingServer, target: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "target", "place"),
+    [("odd", "new", "new/"), ("odd", "run2", "run2/odd/"), ("odd/", "run2", "run2/"), ("odd", "new/", "new/odd/")],
+)
+def test_each_key_of_a_folder_is_moved(
+    fs: S3FileSystem, filled: str, server: CountingServer, source: str, target: str, place: str
+) -> None:
+    """Also those that fsspec's walk through folders does not find."""
+    names = ["a", "b/", "b//c", "/d", "[1]", "b/odd/e"]
+    for name in names:
+        server.put(f"odd/{name}", name.encode())
+    fs.mv(f"{filled}/{source}", f"{filled}/{target}", recursive=True)
+    objects = server.objects()
+    assert {key: data for key, data in objects.items() if key.startswith(place) and key != "run2/c"} == {
+        f"{place}{name}": name.encode() for name in names
+    }
+    assert objects["run2/c"] == b"run2/c"
+    assert not any(key.startswith("odd/") for key in objects)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [*(("run", target) for target in ("run", "run/", "run/old", "run/old/")), ("run/", "run/old"), ("run/", "")],
+)
+def test_a_folder_is_not_moved_into_itself(
+    fs: S3FileSystem, filled: str, server: CountingServer, source: str, target: str
+) -> None:
+    server.put("run/run/a.ckpt", b"below")  # which would replace another when it is moved up
     before = server.objects()
     with pytest.raises(ValueError, match="into itself"):
-        fs.mv(f"{filled}/run", f"{filled}/{target}", recursive=True)
+        fs.mv(f"{filled}/{source}", f"{filled}/{target}", recursive=True)
+    assert server.objects() == before
+
+
+def test_a_bucket_is_not_moved(fs: S3FileSystem, filled: str, server: CountingServer) -> None:
+    before = server.objects()
+    with pytest.raises(ValueError, match="whole bucket"):
+        fs.mv(filled, f"{filled}-other", recursive=True)
     assert server.objects() == before
 
 

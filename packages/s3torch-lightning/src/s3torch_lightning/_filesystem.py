@@ -284,7 +284,8 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
             **kwargs: Not used.
 
         Raises:
-            ValueError: A folder is to be moved into itself, an object onto itself, or `maxdepth` is given.
+            ValueError: A folder is to be moved into itself, an object onto itself, or a whole bucket; or `maxdepth` is
+                given.
             FileNotFoundError: There is nothing at the path.
             S3Exception: A copy failed; nothing was deleted.
         """
@@ -294,13 +295,21 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
             self.copy(path1, path2, on_error="raise")
             self.rm(path1)
             return
-        (bucket, source), (other, target) = self._folder(path1), self._folder(path2)
-        if bucket == other and target.startswith(source):
-            raise ValueError(f"s3://{bucket}/{source} cannot be moved into itself, to {path2}")
-        moved = [self._split(path)[1] for path in self.find(path1)]  # and not what appears meanwhile
+        bucket, source = self._settled(path1)[0], self._folder(path1)[1]
+        if not source:
+            raise ValueError(f"{path1!r} is a whole bucket, which is not moved; name a key in it")
+        other, target = self._folder(path2)
+        if not os.fspath(path1).endswith("/") and (os.fspath(path2).endswith("/") or self.isdir(path2)):
+            target += os.path.basename(source.rstrip("/")) + "/"  # as fsspec copies a folder into one that is there
+        # One list of what is copied and deleted: what appears meanwhile stays.
+        moved = [key for page in self._client.list_objects(bucket, source) for key in page.keys]
+        places = [target + key.removeprefix(source) for key in moved]
         if not moved:
             raise FileNotFoundError(f"{path1} does not exist")
-        self.copy(path1, path2, recursive=True, on_error="raise")
+        if bucket == other and (target.startswith(source) or not set(places).isdisjoint(moved)):
+            raise ValueError(f"s3://{bucket}/{source} cannot be moved into itself, or over what it holds, to {path2}")
+        for key, place in zip(moved, places, strict=True):
+            self._client.copy_object(bucket, key, other, place)
         self._client.delete_objects(bucket, moved)
         self.rmdir(path1)
 

@@ -92,14 +92,16 @@ def _finding_last_on_s3(original: Callable[..., set[str]]) -> Callable[..., set[
 def _for_all_ranks(trainer: Any, look: Callable[[], T]) -> T:
     """Look once for all ranks of a trainer that has begun before, so that none goes on without the others.
 
-    What is under way is known to rank 0, which saves. Before the first run there is nothing, and no process group.
+    What is under way is known to rank 0, which saves. Before the first run there is nothing, and mostly no process
+    group.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() != trainer.world_size:
         return look()
 
     def broadcast(outcome: Any) -> Any:
         shared = [outcome]
-        dist.broadcast_object_list(shared, src=0)
+        device = trainer.strategy.root_device  # That of the process may not be chosen yet.
+        dist.broadcast_object_list(shared, src=0, device=device if device.type == "cuda" else None)
         return shared[0]
 
     return from_rank_zero(look, dist.get_rank() == 0, broadcast)
