@@ -58,7 +58,11 @@ def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
         raise TypeError(f"keys is the text {keys!r}; pass a list of keys, or call delete_object for one")
     failures: list[tuple[str, Failure]] = []
     stop = Stop()
-    run_all(runtime.pool, (_DeleteJob(runtime, bucket, chunk, failures, stop) for chunk in _chunks(bucket, keys)))
+    try:
+        run_all(runtime.pool, (_DeleteJob(runtime, bucket, chunk, failures, stop) for chunk in _chunks(bucket, keys)))
+    except BaseException:
+        stop.finish()
+        raise
     if failures:
         key, failure = failures[0]
         error = error_for(failure, "DELETE", uri_of(bucket, key))
@@ -119,7 +123,6 @@ class _DeleteJob:
     def stop(self) -> None:
         """Make no attempt any more: it would delete what is written after this."""
         self._stop.set()
-        self._stop.finish()
 
 
 def copy_object(

@@ -138,7 +138,7 @@ class PutObjectStream:
                 self._check_size(len(view))
                 self._append(view, copy)
                 self._is_torn = False
-                if self._error is not None:
+                if self._aborted or self._error is not None:
                     self._check_uninterrupted()
             except BaseException as error:
                 self._fail(error)
