@@ -17,7 +17,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from s3core import ObjectChangedError, ObjectInfo
-from s3torch_datasets import S3IterableDataset, S3ReaderConstructor
+from s3torch_datasets import S3IterableDataset, S3MapDataset, S3ReaderConstructor
 from s3torch_datasets._disk_cache import DiskCache
 from s3torch_datasets._shared_index import _locked
 from servers import CountingServer
@@ -171,6 +171,18 @@ def test_named_objects_are_cached_too(
     assert next(iterator) == contents[0]
     with pytest.raises(FileNotFoundError, match="00000x"):
         next(iterator)
+
+
+@pytest.mark.parametrize("size", ["", ",1"], ids=["keys", "keys and sizes"])
+def test_objects_of_a_list_without_etags_are_cached_too(
+    counting_server: CountingServer, connection: dict[str, Any], tmp_path: Path, size: str
+) -> None:
+    counting_server.put("one", b"1")
+    manifest = tmp_path / "objects.csv"
+    manifest.write_text(f"{counting_server.bucket},one{size}\n")
+    dataset = S3MapDataset.from_manifest(manifest, transform=read, cache_dir=tmp_path / "c", **connection)
+    assert [dataset[0] for _ in range(3)] == [b"1"] * 3
+    assert counting_server.operations() == ["HeadObject", "GetObject"]
 
 
 def test_the_oldest_go_first_and_the_bound_holds(tmp_path: Path) -> None:

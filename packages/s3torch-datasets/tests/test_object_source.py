@@ -90,6 +90,37 @@ def test_an_object_of_known_size_and_unknown_etag_is_read_in_one_version(
     assert rest in (b"", bytes(range(20, 100)))
 
 
+@pytest.mark.parametrize("constructor", CONSTRUCTORS.values(), ids=CONSTRUCTORS)
+@pytest.mark.parametrize("told", [0, 60, 300])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda reader: reader.read(),
+        lambda reader: b"".join(iter(lambda: reader.read(7), b"")),
+        lambda reader: b"".join(reader),
+        lambda reader: bytes(reader.read(reader.seek(0, 2) + reader.seek(0))),
+        lambda reader: (buffer := bytearray(400))[: reader.readinto(buffer)],
+    ],
+    ids=["at once", "in pieces", "lines", "to the end", "into a buffer"],
+)
+def test_a_size_that_is_told_without_an_etag_is_no_more_than_a_guess(
+    counting_server: CountingServer,
+    connection: dict[str, Any],
+    tmp_path: Path,
+    constructor: Any,
+    told: int,
+    read: Callable[[Any], bytes],
+) -> None:
+    """As in an old list of keys and sizes."""
+    data = bytes(range(100)) * 2
+    counting_server.put("one", data)
+    manifest = tmp_path / "objects.csv"
+    manifest.write_text(f"{counting_server.bucket},one,{told}\n")
+    for kind in (S3MapDataset, S3IterableDataset):
+        dataset = kind.from_manifest(manifest, reader_constructor=constructor, transform=read, **connection)
+        assert list(dataset) == [data]
+
+
 def test_a_pickled_reader_reads_the_same_version_and_names_none(reader: Any, counting_server: CountingServer) -> None:
     counting_server.put("one", bytes(range(100)), headers={"x-amz-version-id": "v1"})
     assert reader.read(20) == bytes(range(20))

@@ -159,7 +159,8 @@ class S3Client:
         Args:
             bucket: The bucket.
             key: The key.
-            object_info: What a listing said about it; saves a request where the size decides how to read.
+            object_info: What a listing said about it; saves a request where the size decides how to read. Without an
+                ETag its size is taken for a guess.
             start: First byte; None for the first of the object.
             end: One past the last byte; None for the object's end. Past the end means the end.
             version_id: The version; None for the latest.

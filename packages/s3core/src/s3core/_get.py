@@ -64,7 +64,7 @@ class GetObjectStream:
 
     @property
     def object_info(self) -> ObjectInfo:
-        """What S3 says about the object: as given, or as the first answer says, which is then waited for."""
+        """What S3 says about the object: as given with an ETag, or in the first answer, which is then waited for."""
         return self._window.info or self._window.confirmed()
 
     def confirm(self) -> ObjectInfo:

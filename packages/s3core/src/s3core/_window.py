@@ -95,8 +95,9 @@ class Window:
 
     @property
     def info(self) -> ObjectInfo | None:
-        """What is known of the object without waiting."""
-        return self._answered or self._hint
+        """What is known of the object without waiting; a hint without an ETag is good for planning only."""
+        hint = self._hint
+        return self._answered or (None if hint is None or hint.etag is None else hint)
 
     @property
     def has_answer(self) -> bool:

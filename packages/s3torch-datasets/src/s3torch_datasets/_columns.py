@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
+import numpy as np
+
 NO_ETAG = 0xFFFF
 _DIGEST_SIZE_BYTES = 16
 _MD5_ETAG = re.compile(r'"([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?"')
@@ -29,6 +31,9 @@ class TextColumn:
     def __init__(self, data: memoryview, offsets: memoryview) -> None:
         self._data = data
         self._offsets = offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
 
     def __getitem__(self, row: int) -> str:
         return str(self._data[self._offsets[row] : self._offsets[row + 1]], "utf-8", "surrogateescape")
@@ -89,6 +94,13 @@ class EtagColumn:
             return None
         digest = self._digests[row * _DIGEST_SIZE_BYTES : (row + 1) * _DIGEST_SIZE_BYTES].hex()
         return f'"{digest}-{parts}"' if parts else f'"{digest}"'
+
+    def rows_without(self) -> list[int]:
+        """Returns the rows that have no ETag, in order."""
+        if self._texts is not None:
+            return [row for row in range(len(self._texts)) if self[row] is None]
+        found: list[int] = np.flatnonzero(np.asarray(self._parts) == NO_ETAG).tolist()
+        return found
 
 
 class EtagColumnBuilder:

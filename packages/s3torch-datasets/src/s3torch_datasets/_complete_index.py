@@ -5,12 +5,10 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
-import numpy as np
-
 from s3core import S3Client, S3Exception
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._in_parallel import Report, call_in_parallel
-from s3torch_datasets._index import UNKNOWN_SIZE, ObjectIndex
+from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._progress import progress_bar
 
 
@@ -19,20 +17,21 @@ def complete_index(index: ObjectIndex, client: S3Client, *, progress: bool) -> O
 
     One that cannot be asked for stays as it is, so that its error comes when it is read.
     """
-    unknown: list[int] = np.flatnonzero(np.asarray(index.columns["sizes"]) == UNKNOWN_SIZE).tolist()
+    unknown = index.rows_without_etag()
     if not unknown:
         return index
 
     def ask(row: int, report: Report, stop: threading.Event) -> S3BucketKeyData:
         one: S3BucketKeyData = index[row]
+        version = None if one.object_info is None else one.object_info.version_id
         try:
-            info = client.head_object(one.bucket, one.key)
+            info = client.head_object(one.bucket, one.key, version_id=version)
         except S3Exception:
             return one
         finally:
             report(1)
-        # Without the version, which nobody asked for: s3:GetObject does not allow to name one.
-        return S3BucketKeyData(one.bucket, one.key, replace(info, version_id=None))
+        # Without a version that nobody asked for: s3:GetObject does not allow to name one.
+        return S3BucketKeyData(one.bucket, one.key, replace(info, version_id=version))
 
     with progress_bar("Asking for ETags", " objects", shown=progress, total=len(unknown)) as bar:
         asked = list(call_in_parallel(ask, unknown, client.s3client_config.concurrency, bar.update))

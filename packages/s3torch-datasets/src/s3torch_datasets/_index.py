@@ -76,6 +76,10 @@ class ObjectIndex(Sequence[S3BucketKeyData]):
         bucket = self._buckets[self._bucket_numbers[row] if self._bucket_numbers is not None else 0]
         return S3BucketKeyData(bucket, key, self._info(row, key))
 
+    def rows_without_etag(self) -> list[int]:
+        """Returns the rows of the objects whose ETag is not known, in order."""
+        return self._etags.rows_without()
+
     def __iter__(self) -> Iterator[S3BucketKeyData]:
         return (self[row] for row in range(len(self)))
 

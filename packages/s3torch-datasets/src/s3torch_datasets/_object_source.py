@@ -79,6 +79,7 @@ class ObjectSource:
         "_error",
         "_forks",
         "_info",
+        "_is_sure",
         "_last",
         "_ready",
         "_version",
@@ -96,6 +97,8 @@ class ObjectSource:
         self._client = client
         self._cache = cache
         self._info = one.object_info
+        # A size alone may be that of an older object, until the store confirms it.
+        self._is_sure = self._info is not None and bool(self._info.etag or self._info.version_id)
         # Only a version that was asked for is named in requests: s3:GetObject does not allow to name one.
         self._version = None if one.object_info is None else one.object_info.version_id
         self._ready: ObjectStream | None = None
@@ -106,7 +109,7 @@ class ObjectSource:
     @property
     def known_size_bytes(self) -> int | None:
         """Size of the object, where nothing has to be waited for."""
-        if self._info is None and self._last is not None and self._last.is_described:
+        if not self._is_sure and self._last is not None and self._last.is_described:
             self._learn()
         return None if self._info is None else self._info.size
 
@@ -117,10 +120,10 @@ class ObjectSource:
 
     def get_object_info(self) -> ObjectInfo:
         """Returns what is known of the object, from the listing, else from the first stream, else from a HEAD."""
-        if self._info is None:
+        if not self._is_sure:
             self._learn()
-        if self._info is None:
-            self._info = self._client.head_object(self.bucket, self.key)
+        if self._info is None or not self._is_sure:
+            self._info, self._is_sure = self._client.head_object(self.bucket, self.key), True
         return self._info
 
     def get_stream(self, start: int | None = None, end: int | None = None) -> ObjectStream:
@@ -145,7 +148,7 @@ class ObjectSource:
 
         Nothing is sent for an object that is known to be empty: readers know that too, and ask for no byte of it.
         """
-        if self._info is not None and not self._info.size:
+        if self._is_sure and self._info is not None and not self._info.size:
             return
         self._forks = ForkCount.now
         try:
@@ -194,7 +197,7 @@ class ObjectSource:
             version_id=self._version,
             etag=None if info is None else info.etag,
         )
-        if info is None or info.etag is None:
+        if not self._is_sure or info is None or info.etag is None:
             self._last = stream
         return stream
 
@@ -202,7 +205,7 @@ class ObjectSource:
         """Takes what the first stream was told, which may have to be waited for."""
         if self._last is not None:
             try:
-                self._info = self._last.confirm()
+                self._info, self._is_sure = self._last.confirm(), True
             except (S3Exception, ValueError):
                 pass  # it failed, was closed too early, or is the parent's: no byte was read, any version will do
         self._last = None
@@ -210,7 +213,7 @@ class ObjectSource:
     def _is_whole(self, start: int | None, end: int | None) -> bool:
         if start:
             return False
-        return end is None or (self._info is not None and end >= self._info.size)
+        return end is None or (self._is_sure and self._info is not None and end >= self._info.size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._learn()
