@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from s3torch_datasets import ObjectFilter, S3IterableDataset
+from s3torch_datasets import ObjectFilter, S3ConcatDataset, S3IterableDataset, S3MapDataset
 from servers import CountingServer
+
+ROWS = 20_000  # of which the list is long enough for a file
+URIS = [f"s3://bucket/{'k' * 50}/{row}" for row in range(ROWS)]
 
 key = attrgetter("key")
 read = methodcaller("read")
@@ -50,7 +53,7 @@ if __name__ == "__main__":
     context = multiprocessing.get_context(method)
     results = context.SimpleQueue()
     found = []
-    for rows in (1000, 200_000) if what == "report_memory" else (10,):
+    for rows in (1000, 200_000) if what == "report_memory" else (20_000,):
         process = context.Process(target=globals()[what], args=(make(rows), results))
         process.start()  # which drops its arguments, and with them the dataset
         found.append(results.get())
@@ -83,7 +86,8 @@ def test_a_spawned_process_has_no_list_of_its_own(tmp_path: Path, method: str) -
 def test_the_list_outlasts_the_dataset_that_was_spawned_with_and_reaches_the_workers(
     tmp_path: Path, method: str, options: list[str]
 ) -> None:
-    keys = [f"train/images/class-{row:04}/{row:015}.jpg" for row in range(1 if options else 10)]
+    rows = range(0, ROWS, 10 if options else 1)
+    keys = [f"train/images/class-{row % 997:04}/{row:015}.jpg" for row in rows]
     assert run(tmp_path / "spawned.py", "read_by_workers", method, *options) == [keys]
 
 
@@ -106,19 +110,29 @@ def test_the_file_ends_with_the_dataset(connection: dict[str, Any]) -> None:
         return {link for link in links if link.startswith(tempfile.gettempdir()) and link.endswith("(deleted)")}
 
     before = files()
-    dataset = S3IterableDataset.from_objects(["s3://bucket/a", "s3://bucket/b"], transform=key, **connection)
-    assert list(DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")) == ["a", "b"]
+    dataset = S3IterableDataset.from_objects(URIS, transform=key, **connection)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert len(list(loader)) == ROWS
     assert len(files() - before) == 1
-    del dataset
+    del dataset, loader
     assert files() == before
 
 
 def test_without_room_for_a_file_each_process_has_its_own_list(
     connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    uris = ["s3://bucket/a", "s3://bucket/b"]
-    dataset = S3IterableDataset.from_objects(uris, transform=key, object_filter=ObjectFilter(suffix="b"), **connection)
+    dataset = S3IterableDataset.from_objects(
+        URIS, transform=key, object_filter=ObjectFilter(suffix="/19999"), **connection
+    )
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    assert list(loader) == ["b"]
-    assert "cannot share the list of 2 objects" in caplog.text
+    assert list(loader) == [f"{'k' * 50}/19999"]
+    assert "cannot share the list of 20000 objects" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_many_short_lists_take_no_file_each(connection: dict[str, Any], method: str) -> None:
+    """The fork server takes some 250 open files for a process."""
+    parts = [S3MapDataset.from_objects(f"s3://bucket/{number}", transform=key, **connection) for number in range(300)]
+    loader = DataLoader(S3ConcatDataset(parts), batch_size=None, num_workers=1, multiprocessing_context=method)
+    assert list(loader) == [str(number) for number in range(300)]

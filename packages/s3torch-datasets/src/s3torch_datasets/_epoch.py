@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
-from weakref import WeakSet
 
 from torch.utils.data import get_worker_info
 
@@ -27,7 +27,7 @@ class SharedEpoch:
         self._array[:_WORKERS_STARTED] = chosen
         self._handed_over = chosen
         self._owner_pid = os.getpid()
-        _in_this_process.add(self)
+        _note(self)
 
     @property
     def _numbers(self) -> Any:
@@ -96,16 +96,21 @@ class SharedEpoch:
             self.__init__(state["chosen"])  # type: ignore[misc]  # a copy that goes its own way
             return
         self._array, self._owner_pid, self._handed_over = state["array"], state["owner_pid"], state["chosen"]
-        _in_this_process.add(self)
+        _note(self)
 
 
-_in_this_process: WeakSet[SharedEpoch] = WeakSet()
+_in_this_process: set[weakref.ref[SharedEpoch]] = set()
+
+
+def _note(epoch: SharedEpoch) -> None:
+    _in_this_process.add(weakref.ref(epoch, _in_this_process.discard))
 
 
 def _hand_over_all() -> None:
     """Called before each fork: the child cannot tell afterwards whose numbers a parent that had none would have."""
-    for epoch in list(_in_this_process):
-        epoch.hand_over()
+    for epoch in [reference() for reference in list(_in_this_process)]:  # in one step: other threads make datasets
+        if epoch is not None:
+            epoch.hand_over()
 
 
 if hasattr(os, "register_at_fork"):

@@ -20,6 +20,9 @@ from s3torch_datasets._shared_index import is_spawning
 
 logger = logging.getLogger(__name__)
 
+# A file takes a descriptor in every process, of which there are few; shorter lists are copied.
+_SHORTEST_BYTES = 2**20
+
 
 class InheritedIndex:
     """Holds an index in the process that made it and in those that it starts.
@@ -49,7 +52,8 @@ class InheritedIndex:
         self.index, self._descriptor = map_open_index(descriptor), descriptor
 
     def __getstate__(self) -> dict[str, Any]:
-        if is_spawning() and hasattr(reduction, "DupFd"):  # not on Windows
+        # Windows has no `DupFd`.
+        if is_spawning() and hasattr(reduction, "DupFd") and self.index.size_bytes >= _SHORTEST_BYTES:
             if self._descriptor is None:
                 self._write()
             if self._descriptor is not None:

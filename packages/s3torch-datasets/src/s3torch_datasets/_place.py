@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from multiprocessing.context import get_spawning_popen
 
 import torch.distributed
 from torch.utils.data import get_worker_info
@@ -16,19 +17,20 @@ class InheritedRank:
     Args:
         rank: Its rank.
         world_size: How many there were.
+        pid: The process that it was handed to; None for this one.
     """
 
-    def __init__(self, rank: int, world_size: int) -> None:
+    def __init__(self, rank: int, world_size: int, pid: int | None = None) -> None:
         self.numbers = rank, world_size
-        self._pid = os.getpid()
+        self._pid = os.getpid() if pid is None else pid
 
     @property
     def is_of_parent(self) -> bool:
         """Whether it was handed to this process, and not to one that this was forked from."""
         return self._pid == os.getpid()
 
-    def __reduce__(self) -> tuple[type[InheritedRank], tuple[int, int]]:
-        return InheritedRank, self.numbers
+    def __reduce__(self) -> tuple[type[InheritedRank], tuple[int, int, int | None]]:
+        return InheritedRank, (*self.numbers, None if get_spawning_popen() is not None else self._pid)
 
 
 def find_rank(inherited: InheritedRank | None = None) -> tuple[int, int]:
