@@ -341,6 +341,13 @@ def test_a_folder_is_not_moved_into_itself(
     assert server.objects() == before
 
 
+def test_a_folder_with_a_marker_is_moved_to_the_root(fs: S3FileSystem, filled: str, server: CountingServer) -> None:
+    server.put("run2/", b"")  # as some consoles make a folder
+    fs.mv(f"{filled}/run2/", f"{filled}/", recursive=True)
+    assert server.get("c") == b"run2/c"
+    assert not any(key.startswith("run2/") for key in server.keys())
+
+
 def test_a_bucket_is_not_moved(fs: S3FileSystem, filled: str, server: CountingServer) -> None:
     before = server.objects()
     with pytest.raises(ValueError, match="whole bucket"):

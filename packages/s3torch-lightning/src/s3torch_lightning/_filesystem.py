@@ -309,7 +309,8 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no
         if bucket == other and (target.startswith(source) or not set(places).isdisjoint(moved)):
             raise ValueError(f"s3://{bucket}/{source} cannot be moved into itself, or over what it holds, to {path2}")
         for key, place in zip(moved, places, strict=True):
-            self._client.copy_object(bucket, key, other, place)
+            if place:  # The root of a bucket needs no marker of a folder.
+                self._client.copy_object(bucket, key, other, place)
         self._client.delete_objects(bucket, moved)
         self.rmdir(path1)
 
