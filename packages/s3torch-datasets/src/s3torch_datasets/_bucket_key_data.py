@@ -14,8 +14,8 @@ class S3BucketKeyData:
     Args:
         bucket: Bucket of the object.
         key: Exact key of the object.
-        object_info: What a listing told of it. With it no request is needed to learn the size, and a read of an object
-            that was replaced since raises.
+        object_info: What a listing told of it. With an ETag or a version in it no request is needed to learn the size,
+            and a read of an object that was replaced since raises. A size alone is taken for a guess.
     """
 
     bucket: str

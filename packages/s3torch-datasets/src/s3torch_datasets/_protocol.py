@@ -41,7 +41,7 @@ class S3ReaderConstructorProtocol(Protocol):
             bucket: Bucket of the object.
             key: Exact key of the object.
             get_object_info: Returns what is known of the object: its size in bytes and its ETag. It sends a HEAD only
-                when neither a listing nor an opened stream has told them.
+                when neither a listing nor an opened stream has told both.
             get_stream: Opens a range of the object.
         """
         ...
