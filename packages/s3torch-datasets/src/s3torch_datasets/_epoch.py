@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
-from s3torch_datasets._shared_index import is_spawning
+from s3torch_datasets._spawning import is_spawning
 
 _EPOCH, _WAS_SET, _MIDDLE_WAS_LOADED, _WORKERS_STARTED = range(4)
 

@@ -19,7 +19,7 @@ from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._resume import Progress, State, apply_state, check_is_state, is_in_middle, to_state
 from s3torch_datasets._shard_rows import ShardRows
 from s3torch_datasets._sharding import Place, plan_shard
-from s3torch_datasets._shared_index import is_spawning
+from s3torch_datasets._spawning import is_spawning
 
 
 class EpochDataset(ObjectDataset[T_co], IterableDataset[T_co]):

@@ -16,7 +16,7 @@ from typing import Any
 
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._index_file import map_open_index, write_open_index
-from s3torch_datasets._shared_index import is_spawning
+from s3torch_datasets._spawning import is_spawning
 
 logger = logging.getLogger(__name__)
 

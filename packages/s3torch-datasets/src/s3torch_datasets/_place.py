@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from multiprocessing.context import get_spawning_popen
 
 import torch.distributed
 from torch.utils.data import get_worker_info
 
 from s3torch_datasets._sharding import Place
+from s3torch_datasets._spawning import is_spawning
 
 
 class InheritedRank:
@@ -30,7 +30,7 @@ class InheritedRank:
         return self._pid == os.getpid()
 
     def __reduce__(self) -> tuple[type[InheritedRank], tuple[int, int, int | None]]:
-        return InheritedRank, (*self.numbers, None if get_spawning_popen() is not None else self._pid)
+        return InheritedRank, (*self.numbers, None if is_spawning() else self._pid)
 
 
 def find_rank(inherited: InheritedRank | None = None) -> tuple[int, int]:

@@ -15,7 +15,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from multiprocessing.context import get_spawning_popen
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -23,6 +22,7 @@ from s3torch_datasets._background_listing import BackgroundListing
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._index_file import map_index, write_index
 from s3torch_datasets._pid_namespace import find_pid_namespace
+from s3torch_datasets._spawning import is_spawning
 
 try:
     import fcntl
@@ -33,11 +33,6 @@ logger = logging.getLogger(__name__)
 
 _STALE_AFTER_SECONDS = 24 * 3600
 _FOREIGN_STALE_AFTER_SECONDS = 30 * 24 * 3600
-
-
-def is_spawning() -> bool:
-    """Whether this thread is pickling for a child process that multiprocessing is starting."""
-    return get_spawning_popen() is not None
 
 
 class SharedIndex:
