@@ -197,7 +197,7 @@ class ObjectSource:
             version_id=self._version,
             etag=None if info is None else info.etag,
         )
-        if not self._is_sure or info is None or info.etag is None:
+        if not self._is_sure:
             self._last = stream
         return stream
 
