@@ -377,13 +377,19 @@ def test_a_checkpoint_that_appears_during_a_save_is_not_replaced_and_no_data_is_
     assert load(options, root) == 2.0
 
 
+def metadata_of_another(options: Options, root: str, server: CountingServer) -> bytes:
+    """The metadata of a checkpoint of 2.0 whose data is there, and which is not committed yet."""
+    dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
+    metadata = server.get("run/.metadata")
+    server.delete("run/.metadata")
+    return metadata
+
+
 def test_a_checkpoint_that_replaces_one_that_may_replace_none_is_an_error(
     options: Options, root: str, counting_server: CountingServer
 ) -> None:
     """Both saves have looked before either commits, to a store that knows no condition."""
-    dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
-    other = counting_server.get("run/.metadata")
-    counting_server.delete("run/.metadata")
+    other = metadata_of_another(options, root, counting_server)
     counting_server.fault(method="PUT", key="run/.metadata", times=1, replace_with=other)
     with pytest.raises(CheckpointException, match="saved by somebody else at the same time"):
         dcp.save(state(1.0), storage_writer=S3StorageWriter(path=root, **options, overwrite=False))
@@ -417,9 +423,7 @@ def test_a_save_that_finds_another_when_it_commits_leaves_it_in_place(
     options: Options, root: str, counting_server: CountingServer
 ) -> None:
     """The other one commits after this one has looked for the last time."""
-    dcp.save(state(2.0), storage_writer=S3StorageWriter(path=root, **options))
-    other = counting_server.get("run/.metadata")
-    counting_server.delete("run/.metadata")
+    other = metadata_of_another(options, root, counting_server)
     # The answer to the last look is from before the other one's commit.
     counting_server.fault(method="HEAD", key="run/.metadata", skip=1, times=1, replace_with=other)
     with pytest.raises(CheckpointException, match="saved by somebody else at the same time"):
