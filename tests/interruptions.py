@@ -37,7 +37,6 @@ class Interruption:
         # Not in the calls with which a test itself looks at a stream.
         if frame.f_code.co_filename not in self._files or frame.f_code.co_name in ("tell", "__iter__"):
             return None
-        frame.f_trace_opcodes = True
         names = {instruction.offset: instruction.opname for instruction in dis.get_instructions(frame.f_code)}
         before = ""
 
@@ -52,6 +51,9 @@ class Interruption:
                         self.strike()
             return step
 
+        # In this order: Python 3.13 and newer begin to trace instructions here only for a frame that is traced already.
+        frame.f_trace = step
+        frame.f_trace_opcodes = True
         return step
 
 
