@@ -178,6 +178,32 @@ def test_the_exit_of_the_interpreter_leaves_the_old_object(
     assert uploads(server, bucket) == []
 
 
+def test_the_exit_of_the_interpreter_waits_for_no_thread_that_it_has_stopped(
+    counting_server: CountingServer, start_program: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start_program(
+        """
+        import atexit
+        must_hold, holds = threading.Event(), threading.Event()
+        def stop_thread():
+            must_hold.set()
+            holds.wait()
+        atexit.register(stop_thread)  # before the client's own handler, so that it runs behind that
+        # The thread keeps its globals, which must not be those that keep the stream.
+        apart = {"must_hold": must_hold, "holds": holds, "sleep": time.sleep}
+        exec("def hold(lock):\\n must_hold.wait()\\n with lock:\\n  holds.set()\\n  sleep(60)", apart)
+        stream = make_client(part_size=5 * 2**20).put_object(bucket, "key")
+        stream.write(bytes(16 * 2**20))
+        threading.Thread(target=apart["hold"], args=[stream._upload._lock], daemon=True).start()
+        """,
+        counting_server,
+        counting_server.bucket,
+    )
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output, errors) == (0, "", "")
+    assert counting_server.uploads() == []
+
+
 @pytest.mark.parametrize("is_by_library", [False, True])
 def test_the_exit_of_the_interpreter_ends_what_is_read_ahead_without_a_word(
     counting_server: CountingServer, start_program: Callable[..., subprocess.Popen[str]], is_by_library: bool

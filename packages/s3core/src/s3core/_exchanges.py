@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
+from sys import is_finalizing
 from typing import TYPE_CHECKING, Protocol
 
 from ._connection import Connection, Reply
@@ -167,7 +168,7 @@ class _Watcher:
             call: What to call; None to end.
         """
         self._calls.put(call)
-        if self._is_asleep:
+        if self._is_asleep and not is_finalizing():  # Else the thread stands still, and may hold the lock for ever.
             with self._bell_lock:
                 if self._is_asleep and self._bell is not None:
                     self._bell.send(b"\0")

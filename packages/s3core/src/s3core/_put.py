@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from sys import is_finalizing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -206,7 +207,8 @@ class PutObjectStream:
             self._abort(timeout=30.0 if isinstance(error, Exception) else seconds)
 
     def __del__(self) -> None:
-        if self._upload is not None and self._runtime.pid == os.getpid():
+        # Threads that the interpreter's end has stopped may hold locks for ever; uploads were given up before that.
+        if self._upload is not None and self._runtime.pid == os.getpid() and not is_finalizing():
             self._upload.abandon()  # Unless it is over, which Ctrl-C in `close` may have kept it from.
             self._runtime.budget.give_back(self._charge)  # Once more, where Ctrl-C may have kept that from being done.
 
@@ -215,7 +217,7 @@ class PutObjectStream:
 
     def _abort(self, timeout: float) -> None:
         # Without the lock, which a `write` in another thread may hold while it waits for the network.
-        if self._closed or self._aborted or self._runtime.pid != os.getpid():
+        if self._closed or self._aborted or self._runtime.pid != os.getpid() or is_finalizing():
             return
         self._aborted = True
         self._stop.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from types import TracebackType
 from typing import Any
 
@@ -120,5 +121,6 @@ class TextWriter(io.TextIOWrapper):
 
     def __del__(self) -> None:
         # io.IOBase would call close() here, which completes the object.
-        if not self._writer.closed:
+        # While the interpreter ends it was given up already, and a thread that stands still may hold its lock.
+        if not (sys.is_finalizing() or self._writer.closed):
             self._writer.abort()
