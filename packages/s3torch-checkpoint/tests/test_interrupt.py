@@ -77,3 +77,31 @@ def test_ctrl_c_ends_a_transfer(options: dict[str, Any], root: str, counting_ser
     for name, tensor in state.items():
         assert torch.equal(target[name], tensor)
         assert torch.equal(loaded[name], tensor)
+
+
+@pytest.mark.parametrize("case", ["save", "distributed save"])
+def test_an_archive_that_ctrl_c_left_open_does_not_end_the_process(
+    options: dict[str, Any], root: str, counting_server: CountingServer, case: str
+) -> None:
+    """torch's archive writer ends its archive in its destructor then, where no error may come out."""
+    trace = """
+    def trace(frame, event, argument):
+        if frame.f_code.co_name == "__exit__" and "write_end_of_file" in frame.f_code.co_names:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+    sys.settrace(trace)
+    threading.settrace(trace)
+    """
+    state = {"layer": torch.ones(1000)}
+    S3Checkpoint(**options).save(state, f"{root}/model.pt")
+    before = counting_server.objects()
+    begin = BEGIN.replace("import sys,", "import sys, threading,").replace("5 * 2**20", "1000")
+    program = f"{begin}{trace}{CASES[case][0]}{END}\nprint('alive', flush=True)"
+    environment = {**os.environ, **counting_server.environment(), "TQDM_DISABLE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", program, root], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\nalive\n"), done.stderr
+    if case == "save":
+        assert counting_server.objects() == before

@@ -130,11 +130,13 @@ class _Transfers:
         fetches: By number the fetches that are not used yet, with the memory that each fills.
         ended: The numbers of the fetches whose bytes are there; None behind the last one, or an error.
         is_over: Whether nothing more comes.
+        claim: Taken by whoever is first: the thread that fetches, or who stops it before it has begun.
     """
 
     fetches: dict[int, tuple[Fetch, memoryview]]
     ended: SimpleQueue[int | None] = field(default_factory=SimpleQueue)
     is_over: bool = False
+    claim: threading.Lock = field(default_factory=threading.Lock)
 
 
 class _Load:
@@ -161,7 +163,6 @@ class _Load:
                 for index in segment.wants:
                     self._segments_left[index] += 1
         self._current = _Transfers({})
-        self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._stopped = False
 
@@ -170,10 +171,7 @@ class _Load:
         self._current = _Transfers(
             {number: (fetch, self._destination(fetch)) for number, fetch in enumerate(batch.fetches)}
         )
-        self._thread = threading.Thread(
-            target=self._fetch, args=(self._current,), name="s3torch-checkpoint-load", daemon=True
-        )
-        self._thread.start()
+        threading.Thread(target=self._fetch, args=(self._current,), name="s3torch-checkpoint-load", daemon=True).start()
 
     def finish_pieces(self) -> _Transfers:
         """Finish the pieces of the batch as they come, in such a way that Ctrl-C ends the wait; raise its error.
@@ -197,8 +195,13 @@ class _Load:
     def stop(self) -> None:
         """Fetch no more; returns within a second, when nothing is written to the destinations any longer."""
         self._stopped = True
-        while self._thread is not None and self._thread.is_alive():
-            self._thread.join(_POLL_SECONDS)
+        transfers = self._current
+        # Ctrl-C may have come before the thread was started, or in the midst of that, where nobody can tell which.
+        if transfers.claim.acquire(blocking=False):
+            return
+        while not transfers.is_over:
+            with suppress(Empty):
+                transfers.ended.get(timeout=_POLL_SECONDS)
 
     def _complete(self, transfers: _Transfers, number: int | None) -> None:
         """Pass the bytes of a fetch on to every piece that wants them, and finish the complete pieces."""
@@ -232,6 +235,8 @@ class _Load:
         return buffer
 
     def _fetch(self, transfers: _Transfers) -> None:
+        if not transfers.claim.acquire(blocking=False):
+            return
         try:
             found = self._client.read_ranges(self._reads(transfers), progress=self._count, on_read=transfers.ended.put)
             self.etags.update({key: etag for (_, key), etag in found.items() if etag is not None})

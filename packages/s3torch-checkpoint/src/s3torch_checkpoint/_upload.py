@@ -42,6 +42,15 @@ class UploadFile:
         self._stop = stop
         self._lasting = lasting
         self.error: BaseException | None = None
+        self._is_over = False
+
+    def end(self) -> None:
+        """Take nothing more, without an error: the upload is complete or given up.
+
+        torch's archive writer, when Ctrl-C kept it from being closed, writes once more in its destructor, where an
+        error ends the process (https://github.com/pytorch/pytorch/blob/main/caffe2/serialize/inline_container.cc).
+        """
+        self._is_over = True
 
     def write(self, data: Any, *, copy: bool = True) -> int:
         """Hand bytes over.
@@ -50,6 +59,8 @@ class UploadFile:
             data: Any buffer whose bytes lie in a row.
             copy: False promises that it stays as it is until the upload's block has ended; see `PutObjectStream.write`.
         """
+        if self._is_over:
+            return memoryview(data).nbytes
         if self.error is not None:
             raise self.error
         try:
@@ -119,4 +130,6 @@ def upload(
         if first is not error:
             raise first from None
         raise
+    finally:
+        file.end()
     stream.close()
