@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from s3torch_datasets import S3MapDataset
+from s3torch_datasets import S3IterableDataset, S3MapDataset, S3TarDataset
 from servers import CountingServer
 
 Make = Callable[..., Any]
@@ -32,6 +36,33 @@ def load(dataset: Any, start_method: str, **arguments: Any) -> list[Any]:
     arguments = {"batch_size": 4, "num_workers": 2, "collate_fn": list} | arguments
     batches = DataLoader(dataset, multiprocessing_context=start_method, **arguments)
     return [sample for batch in batches for sample in batch]
+
+
+def key_of(sample: Any) -> str:
+    time.sleep(0.002)  # lets another thread go on
+    key: str = sample["__key__"] if isinstance(sample, dict) else sample.key
+    return key
+
+
+@pytest.mark.parametrize("kind", [S3IterableDataset, S3TarDataset])
+def test_threads_that_share_an_iterator_get_samples_of_their_own(
+    counting_server: CountingServer, connection: dict[str, Any], kind: Any
+) -> None:
+    names = [f"{number:03}" for number in range(60)]
+    for name in names:
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo(f"{name}.txt"))
+        counting_server.put(f"data/{name}.tar", data.getvalue())
+    dataset = kind.from_prefix(f"s3://{counting_server.bucket}/data/", transform=key_of, **connection)
+    iterator: Iterator[Any] = iter(dataset)
+    parts: list[list[str]] = [[], [], [], []]
+    threads = [threading.Thread(target=part.extend, args=(iterator,)) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sample.removeprefix("data/").removesuffix(".tar") for part in parts for sample in part) == names
 
 
 def index_files() -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 from typing_extensions import Unpack
@@ -103,8 +104,13 @@ class SampleIterator(Iterator[T_co]):
         self._make_sample = make_sample
         self._progress = progress
         self._is_closed = False
+        self._lock = threading.RLock()  # reentrant for a signal's handler
 
     def __next__(self) -> T_co:
+        with self._lock:  # several threads may share an iterator: each gets samples of its own
+            return self._next()
+
+    def _next(self) -> T_co:
         while not (self._progress.finished or self._is_closed):
             source = self._look_ahead.get(self._progress.position)
             if source is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -108,8 +109,13 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         self._samples: Iterator[TarSample] | None = None
         self._read: tuple[TarSample | Replacement, tuple[int, int, int]] | None = None
         self._is_closed = False
+        self._lock = threading.RLock()  # reentrant for a signal's handler
 
     def __next__(self) -> T_co:
+        with self._lock:  # several threads may share an iterator: each gets samples of its own
+            return self._next()
+
+    def _next(self) -> T_co:
         while not (self._progress.finished or self._is_closed):
             if len(self._buffer) < len(self._position.origins):
                 self._read_buffer_again()
