@@ -172,6 +172,26 @@ def test_many_objects_are_deleted_a_thousand_per_request(counting_server: Counti
     assert counting_server.keys() == []
 
 
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (405, "MethodNotAllowed")])
+def test_many_objects_are_deleted_one_by_one_where_the_store_knows_no_other_way(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], status: int, code: str
+) -> None:
+    client = make_client(counting_server, max_attempts=1, user_agent_suffix=code)  # not the other case's connections
+    counting_server.fault(operation="DeleteObjects", status=status, code=code)
+    keys = [f"{n:05}" for n in range(2500)]
+    for _ in range(2):
+        for key in keys[::100]:
+            counting_server.put(key, b"")
+        client.delete_objects(counting_server.bucket, iter(keys[::10]))
+        assert counting_server.keys() == []
+    assert counting_server.operations() == ["DeleteObjects"] + ["DeleteObject"] * 500
+    counting_server.put("a", b"")
+    counting_server.fault(operation="DeleteObject", key="b", status=403, code="AccessDenied")
+    with pytest.raises(AccessDeniedError, match=f"s3://{counting_server.bucket}/b"):
+        client.delete_objects(counting_server.bucket, ["b", "a"])
+    assert counting_server.keys() == []
+
+
 def test_a_bulk_deletion_that_fails_in_part_names_the_first_and_counts_the_others(
     counting_server: CountingServer, client: S3Client
 ) -> None:

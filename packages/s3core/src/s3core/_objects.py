@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ._batch import run_all
@@ -34,16 +34,11 @@ _KEPT_HEADERS = frozenset(
 
 def delete_object(runtime: Runtime, bucket: str, key: str) -> None:
     """Delete one object; one that is not there is deleted already."""
-    _delete(runtime.rest.change, bucket, key, Stop())
-
-
-def _delete(send: Callable[[Request], Any], bucket: str, key: str, stop: Stop) -> None:
     try:
-        send(Request("DELETE", bucket, key, stop=stop))
+        runtime.rest.change(Request("DELETE", bucket, key))
     except Refused as refused:
-        error = refused.translated()
-        if not isinstance(error, NoSuchKeyError):  # S3 answers 204; some stores answer 404.
-            raise error from None
+        if not _is_missing(refused):
+            raise refused.translated() from None
 
 
 def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
@@ -56,13 +51,14 @@ def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
     """
     if isinstance(keys, str):
         raise TypeError(f"keys is the text {keys!r}; pass a list of keys, or call delete_object for one")
-    failures: list[tuple[str, Failure]] = []
-    stop = Stop()
+    deletion = _Deletion(runtime, bucket)
     try:
-        run_all(runtime.pool, (_DeleteJob(runtime, bucket, chunk, failures, stop) for chunk in _chunks(bucket, keys)))
+        run_all(runtime.pool, (_DeleteJob(deletion, chunk) for chunk in _chunks(runtime, bucket, keys)))
+        run_all(runtime.pool, (_DeleteJob(deletion, [key]) for key in deletion.left))
     except BaseException:
-        stop.finish()
+        deletion.stop.finish()
         raise
+    failures = deletion.failures
     if failures:
         key, failure = failures[0]
         error = error_for(failure, "DELETE", uri_of(bucket, key))
@@ -71,7 +67,7 @@ def delete_objects(runtime: Runtime, bucket: str, keys: Iterable[str]) -> None:
         raise error
 
 
-def _chunks(bucket: str, keys: Iterable[str]) -> Iterator[list[str]]:
+def _chunks(runtime: Runtime, bucket: str, keys: Iterable[str]) -> Iterator[list[str]]:
     """As many keys as one request deletes; alone a key that its XML cannot carry."""
     chunk: list[str] = []
     for key in keys:
@@ -80,32 +76,45 @@ def _chunks(bucket: str, keys: Iterable[str]) -> Iterator[list[str]]:
             yield [key]
             continue
         chunk.append(key)
-        if len(chunk) == _DELETED_AT_ONCE:
+        if len(chunk) == _DELETED_AT_ONCE or not runtime.deletes_many:
             yield chunk
             chunk = []
     if chunk:
         yield chunk
 
 
-class _DeleteJob:
-    """One request of a bulk deletion.
+class _Deletion:
+    """A bulk deletion.
 
     Args:
         runtime: The client.
         bucket: The bucket.
-        keys: The keys.
-        failures: Where to note those that could not be deleted.
-        stop: Ends this one and all others.
+
+    Attributes:
+        stop: Ends its requests.
+        failures: Keys that could not be deleted, and why.
+        left: Keys to delete one by one, since the store does not know how to delete many.
     """
 
-    def __init__(
-        self, runtime: Runtime, bucket: str, keys: list[str], failures: list[tuple[str, Failure]], stop: Stop
-    ) -> None:
-        self._stop = stop
-        self._runtime = runtime
-        self._bucket = bucket
+    def __init__(self, runtime: Runtime, bucket: str) -> None:
+        self.runtime = runtime
+        self.bucket = bucket
+        self.stop = Stop()
+        self.failures: list[tuple[str, Failure]] = []
+        self.left: list[str] = []
+
+
+class _DeleteJob:
+    """One request of a bulk deletion.
+
+    Args:
+        deletion: The deletion.
+        keys: The keys.
+    """
+
+    def __init__(self, deletion: _Deletion, keys: list[str]) -> None:
+        self._deletion = deletion
         self._keys = keys
-        self._failures = failures
 
     @property
     def size(self) -> int:
@@ -113,16 +122,37 @@ class _DeleteJob:
         return 0
 
     def run(self) -> int:
-        """Delete them."""
-        if fits_xml(self._keys[0]):
-            self._failures += _delete_chunk(self._runtime, self._bucket, self._keys, self._stop)
+        """Delete them, or leave them to be deleted one by one."""
+        deletes_many = self._deletion.runtime.deletes_many
+        if len(self._keys) == 1 and not (deletes_many and fits_xml(self._keys[0])):
+            self._delete_one(self._keys[0])
+        elif deletes_many:
+            self._delete_many()
         else:
-            _delete(self._runtime.rest.try_send, self._bucket, self._keys[0], self._stop)
+            self._deletion.left += self._keys
         return 0
+
+    def _delete_one(self, key: str) -> None:
+        deletion = self._deletion
+        try:
+            deletion.runtime.rest.try_send(Request("DELETE", deletion.bucket, key, stop=deletion.stop))
+        except Refused as refused:
+            if not _is_missing(refused):
+                deletion.failures.append((key, refused.failure))
+
+    def _delete_many(self) -> None:
+        deletion = self._deletion
+        try:
+            deletion.failures += _delete_chunk(deletion.runtime, deletion.bucket, self._keys, deletion.stop)
+        except Refused as refused:
+            if not _is_unknown(refused.failure):
+                raise refused.translated() from None
+            deletion.runtime.deletes_many = False
+            deletion.left += self._keys
 
     def stop(self) -> None:
         """Make no attempt any more: it would delete what is written after this."""
-        self._stop.set()
+        self._deletion.stop.set()
 
 
 def copy_object(
@@ -190,6 +220,16 @@ def _is_kept(header: str) -> bool:
     return header.lower().startswith("x-amz-meta-") or header.lower() in _KEPT_HEADERS
 
 
+def _is_missing(refused: Refused) -> bool:
+    """Whether there is no object to delete: S3 answers 204 then, some stores answer 404."""
+    return isinstance(refused.translated(), NoSuchKeyError)
+
+
+def _is_unknown(failure: Failure) -> bool:
+    """Whether the store does not know the request, as some that speak S3 do not know how to delete many objects."""
+    return failure.status in (405, 501) or failure.code in ("MethodNotAllowed", "NotImplemented")
+
+
 def _delete_chunk(runtime: Runtime, bucket: str, keys: list[str], stop: Stop) -> list[tuple[str, Failure]]:
     body = deletion_document(keys)
     digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
@@ -203,7 +243,7 @@ def _delete_chunk(runtime: Runtime, bucket: str, keys: list[str], stop: Stop) ->
         stop=stop,
         result="DeleteResult",
     )
-    answer = runtime.rest.send(request).data
+    answer = runtime.rest.try_send(request).data
     failures = [
         (row.get("Key", ""), Failure(200, row.get("Code", ""), row.get("Message", "")))
         for row in Document(answer, f"DELETE of {len(keys)} objects of s3://{bucket}").children("Error")

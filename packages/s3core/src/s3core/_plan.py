@@ -8,7 +8,7 @@ from ._config import GiB, KiB, MiB
 from ._exceptions import ConfigError
 
 MAX_PARTS = 10_000  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-MAX_OBJECT_SIZE = 5 * 1024 * GiB
+MAX_OBJECT_SIZE = MAX_PARTS * 5 * GiB  # 48.8 TiB, which S3 calls 50 TB; many other stores take 5 TiB.
 MAX_COPY_SIZE = 5 * GiB
 
 # A stream whose reader may stop after a few bytes begins with this and doubles up to a part.
@@ -96,7 +96,7 @@ def plan_part_size(part_size: int, size_hint: int | None) -> int:
     if not hasattr(size_hint, "__index__") or size_hint < 0:  # NumPy's numbers are whole ones too.
         raise ConfigError(f"size_hint is {size_hint!r}; it must be a whole number of bytes of at least 0")
     if size_hint > MAX_OBJECT_SIZE:
-        raise ConfigError(f"size_hint is {size_hint} bytes; an S3 object has at most {MAX_OBJECT_SIZE} (5 TiB)")
+        raise ConfigError(f"size_hint is {size_hint} bytes; an S3 object has at most {MAX_OBJECT_SIZE} (48.8 TiB)")
     least = -(-size_hint // MAX_PARTS)
     if least <= part_size:
         return part_size

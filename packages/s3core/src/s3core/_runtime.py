@@ -53,6 +53,7 @@ class Runtime:
         # They may refer to objects of the user, such as a callable that provides credentials.
         weakref.finalize(self, forget_credentials, settings).atexit = False
         self.known_buckets: set[str] = set()  # They are there.
+        self.deletes_many = True  # Whether the store may know how to, in one request.
         self.is_distrusted = False  # Whether obstore refuses the store's certificate.
         self.get_templates: dict[tuple[str, bool], GetTemplate] = {}
         self._lock = threading.Lock()
