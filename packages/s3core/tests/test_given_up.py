@@ -178,6 +178,24 @@ def test_the_exit_of_the_interpreter_leaves_the_old_object(
     assert uploads(server, bucket) == []
 
 
+def test_the_exit_of_the_interpreter_waits_once_for_all_uploads(
+    counting_server: CountingServer, start_program: Callable[..., subprocess.Popen[str]]
+) -> None:
+    counting_server.fault(operation="UploadPart", hold=True)
+    process = start_program(
+        """
+        client = make_client(part_size=5 * 2**20)
+        streams = [client.put_object(bucket, f"key{number}") for number in range(6)]
+        for stream in streams:
+            stream.write(bytes(6 * 2**20))
+        """,
+        counting_server,
+        counting_server.bucket,
+    )
+    process.communicate(timeout=40)  # ten seconds, and not sixty
+    assert process.returncode == 0
+
+
 def test_the_exit_of_the_interpreter_waits_for_no_thread_that_it_has_stopped(
     counting_server: CountingServer, start_program: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -10,6 +10,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ._credentials import Credentials
     from ._runtime import Runtime
     from ._settings import Settings
+
+_EXIT_SECONDS = 10.0
 
 
 class Abortable(Protocol):
@@ -70,11 +73,11 @@ class Process:
     def _abort_uploads(self) -> None:
         if os.getpid() != self.pid:
             return
-        uploads = list(self.uploads)
+        uploads, deadline = list(self.uploads), time.monotonic() + _EXIT_SECONDS
         for upload in uploads:
             upload.abandon()
         for upload in uploads:
-            upload.finish(timeout=10.0)
+            upload.finish(timeout=max(0.0, deadline - time.monotonic()))
 
 
 # The one state of this process, and what was inherited: held so that no destructor of it ever runs here.
