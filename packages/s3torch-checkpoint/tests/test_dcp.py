@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from s3torch_checkpoint import CheckpointExistsError
 from s3torch_checkpoint.dcp import (
     BinaryPrefixStrategy,
+    DefaultPrefixStrategy,
     RoundRobinPrefixStrategy,
     S3StorageReader,
     S3StorageWriter,
@@ -322,6 +323,17 @@ def test_a_foreign_object_replaced_while_it_is_loaded_is_an_error(
     counting_server.fault(key="run/__0_0.distcp", method="GET", times=1, replace_with=data[:-1] + b"x")
     with pytest.raises(dcp.api.CheckpointException, match="ObjectChangedError"):
         load(options, root, blank(state))
+
+
+def test_a_strategy_is_asked_by_a_call_as_s3torchconnector_asks_it(
+    options: dict[str, Any], root: str, counting_server: CountingServer
+) -> None:
+    class Called(DefaultPrefixStrategy):
+        def __call__(self, rank: int) -> str:
+            return f"called/{rank}_"
+
+    save(options, root, {"a": torch.ones(3)}, prefix_strategy=Called())
+    assert sorted(key.rpartition("/")[0] for key in counting_server.objects()) == ["run", "run/called"]
 
 
 def test_files_are_spread_as_the_prefix_strategy_says(

@@ -180,6 +180,17 @@ def test_clean_keeps_what_a_rank_names_that_saved_on_its_own(options: Options, r
 
 
 @saves_alone
+def test_what_ranks_saved_on_their_own_is_deleted_by_its_name(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    save(options, f"{root}/one", use_collectives=False)
+    save(options, f"{root}/one/two")
+    delete_checkpoint(f"{root}/one", **options)
+    assert {key.rpartition("/")[0] for key in counting_server.objects()} == {"run/one/two"}
+    assert load(options, f"{root}/one/two") == 1.0
+
+
+@saves_alone
 def test_a_checkpoint_of_the_whole_job_replaces_what_ranks_saved_on_their_own(
     options: Options, root: str, counting_server: CountingServer
 ) -> None:

@@ -15,6 +15,7 @@ from ._threads import StoppedError
 
 # How much of a tensor is handed over between two looks at whether to go on: several parts.
 _STEP_BYTES = 64 * 2**20
+_UNCOUNTED_BYTES = 64 * 2**20
 
 
 class UploadFile:
@@ -116,7 +117,9 @@ def upload(
     Yields:
         The file to write to.
     """
-    stream = client.put_object(bucket, key, size_hint=size_hint or None, overwrite=overwrite)
+    # What is pickled may make it longer, and an upload whose parts are too small for it fails at its end.
+    hint = size_hint + size_hint // 64 + _UNCOUNTED_BYTES if size_hint else None
+    stream = client.put_object(bucket, key, size_hint=hint, overwrite=overwrite)
     file = UploadFile(stream, progress, stop, lasting)
     try:
         yield file

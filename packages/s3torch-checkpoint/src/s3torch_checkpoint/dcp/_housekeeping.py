@@ -129,7 +129,7 @@ def delete_checkpoint(
     endpoint: str | None = None,
     s3client_config: S3ClientConfig | None = None,
 ) -> None:
-    """Delete one committed checkpoint; it is no error when there is none.
+    """Delete one committed checkpoint, or those that ranks saved there on their own; it is no error when there is none.
 
     As by `keep_last`, the metadata goes first, and objects that are not the checkpoint's own are left alone; so is one
     that is saved in its place meanwhile.
@@ -151,6 +151,8 @@ def delete_checkpoint(
     found = _find_metadata(client, address)
     if found is not None:
         _delete_checkpoint(client, address, found)
+    else:
+        _delete_of_ranks(client, address)
 
 
 def clean(
@@ -267,6 +269,14 @@ def _delete_checkpoint(client: S3Client, address: CheckpointAddress, info: Objec
     client.delete_object(address.bucket, address.key(METADATA_NAME))
     client.delete_objects(address.bucket, sorted(data))
     return True
+
+
+def _delete_of_ranks(client: S3Client, address: CheckpointAddress) -> None:
+    """Delete what ranks saved on their own."""
+    metadata = [address.key(name) for name in rank_metadata_names(client, address)]
+    data = _named_keys(client, address.bucket, metadata)
+    client.delete_objects(address.bucket, metadata)
+    client.delete_objects(address.bucket, sorted(data))
 
 
 def _metadata_above(client: S3Client, address: CheckpointAddress) -> list[str]:

@@ -216,7 +216,7 @@ class S3StorageWriter(StorageWriter):
         """
         save = self._current
         rank = save.rank if save.rank is not None else plan.storage_data
-        prefix = self._prefix_strategy.generate_prefix(rank if isinstance(rank, int) else 0)
+        prefix = self._prefix_strategy(rank if isinstance(rank, int) else 0)
         files = self._plan_files(save, plan, prefix)
         items = ItemWriter(planner, self._extensions)
         total = sum(file.size_hint for file in files)
