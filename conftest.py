@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,3 +28,5 @@ def _forget_real_accounts() -> None:
 
 
 _forget_real_accounts()
+# A shell starts what it runs in the background with Ctrl-C ignored, and so all that this starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
