@@ -206,6 +206,16 @@ def test_a_named_profile_is_taken_before_the_environment(
     assert CredentialSource(settings(profile="mine")).get() == Credentials("of-mine", "s")
 
 
+def test_a_named_profile_without_keys_is_blamed_and_not_the_environment(
+    home: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-the-environment")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    home(config="[profile mine]\nregion = eu-west-1\n")
+    with pytest.raises(CredentialsError, match="'mine' of S3ClientConfig has no AWS credentials"):
+        CredentialSource(settings(profile="mine")).get()
+
+
 def test_a_new_client_uses_the_keys_that_the_environment_has_by_then(
     counting_server: CountingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

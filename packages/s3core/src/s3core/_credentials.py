@@ -179,6 +179,12 @@ def _chain(settings: Settings) -> Callable[[], Credentials]:
         source = session.get_credentials() if settings.config.profile is not None else _first_of(session)
     except Exception as error:  # botocore's errors have no base in common
         raise CredentialsError(f"the AWS credential chain failed: {error}") from error
+    if source is None and settings.config.profile is not None:
+        raise CredentialsError(
+            f"the profile {settings.config.profile!r} of S3ClientConfig has no AWS credentials, and those of the "
+            "environment do not count beside it: put keys or a role into the profile, or name it by AWS_PROFILE, "
+            "beside which they do"
+        )
     if source is None:
         raise CredentialsError(
             "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a profile "
