@@ -283,6 +283,17 @@ def test_an_empty_object_is_an_error(checkpoint: S3Checkpoint, uri: str, countin
         checkpoint.load(uri)
 
 
+@pytest.mark.parametrize("content", [b"", b"junk" * 100], ids=["empty", "junk"])
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_what_is_no_checkpoint_is_named(
+    checkpoint: S3Checkpoint, uri: str, counting_server: CountingServer, tmp_path: Path, content: bytes, is_mapped: bool
+) -> None:
+    counting_server.put("model.pt", content)
+    with pytest.raises((EOFError, KeyError, RuntimeError)) as caught:
+        checkpoint.load(uri, mmap=is_mapped, cache_dir=tmp_path)
+    assert caught.value.__notes__ == [f"while {uri} was loaded"]
+
+
 def test_a_missing_checkpoint_is_named(checkpoint: S3Checkpoint, uri: str) -> None:
     with pytest.raises(NoSuchKeyError, match=r"model\.pt"):
         checkpoint.load(uri)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import serialization
 
-from s3core import ObjectChangedError, S3Client, S3ClientConfig, parse_s3_uri
+from s3core import ObjectChangedError, S3Client, S3ClientConfig, S3Exception, parse_s3_uri
 from s3torch_datasets import S3Reader, S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer
 
 from ._address import parse_object_uri
@@ -152,33 +152,14 @@ class S3Checkpoint:
             ValueError: The URI is malformed or names no object.
             NoSuchKeyError: There is no such checkpoint.
             S3Exception: It could not be read to its end, or was replaced meanwhile.
+            Exception: Whatever `torch.load` raises of an object that is no checkpoint, with a note that names it.
         """
-        bucket, key = parse_object_uri(s3_uri)
-        if mmap:
-            folder = Path(cache_dir) if cache_dir else default_cache_dir()
-            path = self._download(bucket, key, folder, progress)
-            try:
-                return _load_mapped(path, map_location, weights_only)
-            except FileNotFoundError:  # another process has just found a newer version, and removed this copy
-                path = self._download(bucket, key, folder, progress)
-                return _load_mapped(path, map_location, weights_only)
-        if is_plannable(map_location, weights_only):
-            try:
-                with TransferProgress(f"Loading {s3_uri}", None, progress) as bar:
-                    return load_planned(self._client, bucket, key, map_location, bar)
-            except NotPlannable:
-                pass
-        with (
-            TransferProgress(f"Loading {s3_uri}", None, progress) as bar,
-            ArchiveReader(self._client, bucket, key, bar) as file,
-        ):
-            bar.expect(file.size)
-            return torch.load(
-                file,  # type: ignore[arg-type]  # it reads and seeks, and is asked to be IO[bytes]
-                map_location=map_location,
-                weights_only=weights_only,
-                mmap=False,  # torch's own settings can make True the default, which no file on S3 can be
-            )
+        try:
+            return self._load(s3_uri, map_location, weights_only, mmap, cache_dir, progress)
+        except Exception as error:
+            if not isinstance(error, S3Exception):  # which says so itself
+                error.add_note(f"while {s3_uri} was loaded")
+            raise
 
     def exists(self, s3_uri: str) -> bool:
         """Whether there is an object at a URI.
@@ -213,6 +194,42 @@ class S3Checkpoint:
         bucket, prefix = parse_s3_uri(s3_uri)
         pages = self._client.list_objects(bucket, prefix)
         return [f"s3://{bucket}/{key}" for page in pages for key in page.keys]
+
+    def _load(
+        self,
+        s3_uri: str,
+        map_location: Any,
+        weights_only: bool,
+        mmap: bool,
+        cache_dir: str | os.PathLike[str] | None,
+        progress: bool,
+    ) -> Any:
+        bucket, key = parse_object_uri(s3_uri)
+        if mmap:
+            folder = Path(cache_dir) if cache_dir else default_cache_dir()
+            path = self._download(bucket, key, folder, progress)
+            try:
+                return _load_mapped(path, map_location, weights_only)
+            except FileNotFoundError:  # another process has just found a newer version, and removed this copy
+                path = self._download(bucket, key, folder, progress)
+                return _load_mapped(path, map_location, weights_only)
+        if is_plannable(map_location, weights_only):
+            try:
+                with TransferProgress(f"Loading {s3_uri}", None, progress) as bar:
+                    return load_planned(self._client, bucket, key, map_location, bar)
+            except NotPlannable:
+                pass
+        with (
+            TransferProgress(f"Loading {s3_uri}", None, progress) as bar,
+            ArchiveReader(self._client, bucket, key, bar) as file,
+        ):
+            bar.expect(file.size)
+            return torch.load(
+                file,  # type: ignore[arg-type]  # it reads and seeks, and is asked to be IO[bytes]
+                map_location=map_location,
+                weights_only=weights_only,
+                mmap=False,  # torch's own settings can make True the default, which no file on S3 can be
+            )
 
     def _download(self, bucket: str, key: str, cache_dir: Path, progress: bool) -> Path:
         info = self._client.head_object(bucket, key)
