@@ -507,3 +507,31 @@ def test_a_process_without_anonymous_files_uses_a_file(run: Callable[..., str]) 
         assert not glob.glob(tempfile.gettempdir() + "/s3core-*")
         """
     )
+
+
+def test_a_child_that_ends_as_programs_do_waits_for_no_thread_of_its_parent(
+    counting_server: CountingServer, run_program: Callable[..., str]
+) -> None:
+    output = run_program(
+        """
+        client = make_client()
+        def write(number):
+            while True:
+                with client.put_object(bucket, f"key{number}") as stream:
+                    stream.write(b"x")
+        for number in range(8):
+            threading.Thread(target=write, args=[number], daemon=True).start()
+        sys.setswitchinterval(1e-6)  # so that a fork may find a thread at any instruction
+        for _ in range(100):
+            child = os.fork()
+            if child == 0:
+                sys.exit(7)
+            os.waitpid(child, 0)
+        print("all ended", flush=True)
+        os._exit(0)
+        """,
+        counting_server,
+        counting_server.bucket,
+        timeout=100,
+    )
+    assert output == "all ended\n"

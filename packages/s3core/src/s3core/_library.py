@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -150,9 +151,16 @@ class Library:
                 )
             host = parts.netloc.rpartition("@")[2]  # Not the password, which would be in messages.
             manager = urllib3.ProxyManager(f"{parts.scheme}://{host}", **options)
-        pool = manager.connection_from_url(origin)
-        pool.ConnectionCls = _careful(pool.ConnectionCls, config.read_timeout, self._now)
-        return pool
+        kinds: dict[str, Any] = manager.pool_classes_by_scheme
+        manager.pool_classes_by_scheme = {
+            scheme: type(
+                kind.__name__,
+                (kind,),
+                {"QueueCls": _Idle, "ConnectionCls": _careful(kind.ConnectionCls, config.read_timeout, self._now)},
+            )
+            for scheme, kind in kinds.items()
+        }
+        return manager.connection_from_url(origin)
 
 
 class LibraryReply:
@@ -238,6 +246,38 @@ class _Body:
                 self._exchange.check()
                 yield view[start : start + _SENT_AT_ONCE]
         self._exchange.is_sending = False
+
+
+class _Idle:
+    """Connections of a pool that wait to be used, the last one first.
+
+    Without the lock of `queue.LifoQueue`: urllib3 empties it when the interpreter ends, also that of a child of
+    `os.fork`, for which the thread that held the lock is not there to give it back.
+
+    Args:
+        maxsize: How many.
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        self._most = maxsize
+        self._connections: list[Any] = []
+
+    def put(self, connection: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Keep one, unless there are too many; waits for nothing."""
+        if len(self._connections) >= self._most:
+            raise Full
+        self._connections.append(connection)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take one; waits for nothing."""
+        try:
+            return self._connections.pop()
+        except IndexError:
+            raise Empty from None
+
+    def qsize(self) -> int:
+        """How many there are."""
+        return len(self._connections)
 
 
 def _careful(kind: Any, seconds: float, now: _Now) -> Any:
