@@ -81,7 +81,8 @@ def test_what_looks_at_its_bytes_is_loaded_in_order(
     tensor = make()
     with pytest.raises(NotPlannable):
         load(options, counting_server, archive_of({"a": tensor}))
-    loaded = S3Checkpoint(**options).load(f"s3://{counting_server.bucket}/model.pt")
+    is_safe = not tensor.is_nested  # newer ones than torch 2.13 want to be told that these are
+    loaded = S3Checkpoint(**options).load(f"s3://{counting_server.bucket}/model.pt", weights_only=is_safe)
     assert str(loaded["a"]) == str(tensor)
 
 

@@ -207,9 +207,10 @@ class PutObjectStream:
             self._abort(timeout=30.0 if isinstance(error, Exception) else seconds)
 
     def __del__(self) -> None:
+        upload: MultipartUpload | None = getattr(self, "_upload", None)  # Ctrl-C may have kept it from being made.
         # Threads that the interpreter's end has stopped may hold locks for ever; uploads were given up before that.
-        if self._upload is not None and self._runtime.pid == os.getpid() and not is_finalizing():
-            self._upload.abandon()  # Unless it is over, which Ctrl-C in `close` may have kept it from.
+        if upload is not None and self._runtime.pid == os.getpid() and not is_finalizing():
+            upload.abandon()  # Unless it is over, which Ctrl-C in `close` may have kept it from.
             self._runtime.budget.give_back(self._charge)  # Once more, where Ctrl-C may have kept that from being done.
 
     def __reduce__(self) -> Any:
