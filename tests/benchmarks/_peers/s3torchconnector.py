@@ -15,7 +15,7 @@ from servers.counting import GeneratedObjects
 
 
 class S3TorchConnector(ConnectorPeer):
-    """As its README shows."""
+    """As its README shows; its classes for distributed checkpoints find the server by the environment."""
 
     library = s3torchconnector
     checkpoint = s3torchconnector.S3Checkpoint
@@ -40,16 +40,13 @@ class S3TorchConnector(ConnectorPeer):
     def storage_writer(self, name: str) -> Any:
         from s3torchconnector.dcp import S3StorageWriter
 
-        writer = S3StorageWriter(self.target.region, self.target.uri(name), self.config, thread_count=4)
-        writer.fs = self._file_system()
-        return writer
+        # Eight threads, as in the README under "Distributed checkpoints".
+        return S3StorageWriter(self.target.region, self.target.uri(name), self.config, thread_count=8)
 
     def storage_reader(self, name: str) -> Any:
         from s3torchconnector.dcp import S3StorageReader
 
-        reader = S3StorageReader(self.target.region, self.target.uri(name), self.config)
-        reader.fs = self._file_system()
-        return reader
+        return S3StorageReader(self.target.region, self.target.uri(name), self.config)
 
     def load_safetensors(self, name: str) -> Mapping[str, Any]:
         import safetensors.torch
@@ -71,12 +68,6 @@ class S3TorchConnector(ConnectorPeer):
 
     def _client(self) -> Any:
         return S3Client(self.target.region, endpoint=self.target.endpoint, s3client_config=self.config)
-
-    def _file_system(self) -> Any:
-        # Its storage classes take no endpoint; its file system takes a client, which does.
-        from s3torchconnector.dcp import S3FileSystem
-
-        return S3FileSystem(self.target.region, s3_client=self._client(), s3client_config=self.config)
 
 
 PEER = S3TorchConnector
