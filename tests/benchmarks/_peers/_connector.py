@@ -69,11 +69,11 @@ class ConnectorPeer(Peer):
             for chunk in chunks:
                 writer.write(chunk)
 
-    def save(self, name: str, state: Any) -> None:
+    def save_to_writer(self, name: str, state: Any) -> None:
         with self._checkpoint().writer(self.target.uri(name)) as writer:
             torch.save(state, writer)
 
-    def load(self, name: str) -> Any:
+    def load_from_reader(self, name: str) -> Any:
         with self._checkpoint().reader(self.target.uri(name)) as reader:
             return torch.load(reader, weights_only=True)
 

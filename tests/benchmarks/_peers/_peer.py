@@ -90,12 +90,20 @@ class Peer:
     # Checkpoints.
 
     def save(self, name: str, state: Any) -> None:
-        """`torch.save`."""
+        """Save a checkpoint in the way that the library recommends."""
         self._cannot("save")
 
+    def save_to_writer(self, name: str, state: Any) -> None:
+        """`torch.save` to a file that the library opens."""
+        self._cannot("save_to_writer")
+
     def load(self, name: str) -> Any:
-        """`torch.load`, weights only."""
+        """Load a checkpoint in the way that the library recommends, weights only."""
         self._cannot("load")
+
+    def load_from_reader(self, name: str) -> Any:
+        """`torch.load` from a file that the library opens, weights only."""
+        self._cannot("load_from_reader")
 
     def storage_writer(self, name: str) -> Any:
         """A `torch.distributed.checkpoint.StorageWriter`."""

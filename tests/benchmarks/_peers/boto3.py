@@ -60,6 +60,8 @@ class Boto3(InMemoryCheckpoints):
 
     why_not: ClassVar[Mapping[str, str]] = {
         "read_samples": "has no datasets",
+        "save_to_writer": "has no files",
+        "load_from_reader": "has no files",
         "storage_writer": "has no storage for distributed checkpoints",
         "storage_reader": "has no storage for distributed checkpoints",
         "lightning_saver": "has no checkpoint plugin",

@@ -59,8 +59,16 @@ class LocalDisk(Peer):
     def save(self, name: str, state: Any) -> None:
         torch.save(state, self._new(name))
 
+    def save_to_writer(self, name: str, state: Any) -> None:
+        with self._new(name).open("wb") as file:
+            torch.save(state, file)
+
     def load(self, name: str) -> Any:
         return torch.load(self._path(name), weights_only=True)
+
+    def load_from_reader(self, name: str) -> Any:
+        with self._path(name).open("rb") as file:
+            return torch.load(file, weights_only=True)
 
     def storage_writer(self, name: str) -> Any:
         from torch.distributed.checkpoint.filesystem import FileSystemWriter

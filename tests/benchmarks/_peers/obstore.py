@@ -47,6 +47,8 @@ class Obstore(InMemoryCheckpoints):
 
     why_not: ClassVar[Mapping[str, str]] = {
         "read_samples": "has no datasets",
+        "save_to_writer": "goes through memory: see torch.save",
+        "load_from_reader": "goes through memory: see torch.load",
         "read_into": "allocates what it returns",
         "storage_writer": "has no storage for distributed checkpoints",
         "storage_reader": "has no storage for distributed checkpoints",

@@ -50,13 +50,16 @@ class S3FS(InMemoryCheckpoints):
             for chunk in chunks:
                 file.write(chunk)
 
-    def save(self, name: str, state: Any) -> None:
+    def save_to_writer(self, name: str, state: Any) -> None:
         with self._fs().open(self._path(name), "wb") as file:
             torch.save(state, file)
 
-    def load(self, name: str) -> Any:
+    def load_from_reader(self, name: str) -> Any:
         with self._fs().open(self._path(name), "rb") as file:
             return torch.load(file, weights_only=True)
+
+    save = save_to_writer
+    load = load_from_reader
 
     def storage_writer(self, name: str) -> Any:
         from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter

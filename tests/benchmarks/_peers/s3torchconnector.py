@@ -37,6 +37,9 @@ class S3TorchConnector(ConnectorPeer):
         for page in self._client().list_objects(self.target.bucket, self.target.key(name)):
             yield len([info.size for info in page.object_info])
 
+    save = ConnectorPeer.save_to_writer
+    load = ConnectorPeer.load_from_reader
+
     def storage_writer(self, name: str) -> Any:
         from s3torchconnector.dcp import S3StorageWriter
 

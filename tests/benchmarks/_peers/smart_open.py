@@ -62,13 +62,16 @@ class SmartOpen(InMemoryCheckpoints):
             for chunk in chunks:
                 file.write(chunk)
 
-    def save(self, name: str, state: Any) -> None:
+    def save_to_writer(self, name: str, state: Any) -> None:
         with self._open(name, "wb") as file:
             torch.save(state, file)
 
-    def load(self, name: str) -> Any:
+    def load_from_reader(self, name: str) -> Any:
         with self._open(name, "rb") as file:
             return torch.load(file, weights_only=True)
+
+    save = save_to_writer
+    load = load_from_reader
 
     why_not: ClassVar[Mapping[str, str]] = {
         "fetch": "has no datasets",
