@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,7 @@ class ConnectorPeer(Peer):
     def _where(self) -> dict[str, Any]:
         return {"region": self.target.region, "endpoint": self.target.endpoint, "s3client_config": self.config}
 
+    @cached_property
     def _checkpoint(self) -> Any:
         return self.checkpoint(**self._where())
 
@@ -50,31 +52,31 @@ class ConnectorPeer(Peer):
         return (samples for shards in batches(dataset, workers) for samples in shards)  # type: ignore[misc]
 
     def read(self, name: str) -> Bytes:
-        with self._checkpoint().reader(self.target.uri(name)) as reader:
+        with self._checkpoint.reader(self.target.uri(name)) as reader:
             data: bytes = reader.read()
             return data
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        with self._checkpoint().reader(self.target.uri(name)) as reader:
+        with self._checkpoint.reader(self.target.uri(name)) as reader:
             if reader.readinto(buffer) != len(buffer):
                 raise ValueError("short read")
 
     def read_start(self, name: str, size: int) -> Bytes:
-        with self._checkpoint().reader(self.target.uri(name)) as reader:
+        with self._checkpoint.reader(self.target.uri(name)) as reader:
             data: bytes = reader.read(size)
             return data
 
     def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
-        with self._checkpoint().writer(self.target.uri(name)) as writer:
+        with self._checkpoint.writer(self.target.uri(name)) as writer:
             for chunk in chunks:
                 writer.write(chunk)
 
     def save_to_writer(self, name: str, state: Any) -> None:
-        with self._checkpoint().writer(self.target.uri(name)) as writer:
+        with self._checkpoint.writer(self.target.uri(name)) as writer:
             torch.save(state, writer)
 
     def load_from_reader(self, name: str) -> Any:
-        with self._checkpoint().reader(self.target.uri(name)) as reader:
+        with self._checkpoint.reader(self.target.uri(name)) as reader:
             return torch.load(reader, weights_only=True)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 import boto3  # noqa: F401 - here rather than while it is measured
@@ -11,6 +13,7 @@ import boto3  # noqa: F401 - here rather than while it is measured
 from benchmarks._peers._in_memory import InMemoryCheckpoints
 from benchmarks._peers._loading import CONCURRENCY, KeysByIndex, KeysInTurn, batches, in_threads, shuffled
 from benchmarks._peers._peer import Bytes, Digest
+from benchmarks._target import Target
 from servers.counting import GeneratedObjects
 
 
@@ -68,7 +71,7 @@ class Boto3(InMemoryCheckpoints):
     }
 
     def _client(self) -> Any:
-        return self.target.boto3_client(max_pool_connections=CONCURRENCY)
+        return _make_client(self.target, os.getpid())
 
     def _get(self, name: str) -> Any:
         return self._client().get_object(Bucket=self.target.bucket, Key=self.target.key(name))["Body"]
@@ -83,6 +86,12 @@ class Boto3(InMemoryCheckpoints):
     def _open_one(self) -> Any:
         client, bucket = self._client(), self.target.bucket
         return lambda key: client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+@cache
+def _make_client(target: Target, pid: int) -> Any:
+    """Make one for each process: a forked worker can't have its parent's connections."""
+    return target.boto3_client(max_pool_connections=CONCURRENCY)
 
 
 class _Chunks(io.RawIOBase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import obstore
@@ -27,21 +28,21 @@ class Obstore(InMemoryCheckpoints):
         return batches(KeysByIndex(self._keys(folder.prefix, workers), many), workers, is_shuffled=True)
 
     def count_keys(self, name: str) -> Iterator[int]:
-        for page in obstore.list(self._store(), self.target.key(name), chunk_size=1000):
+        for page in obstore.list(self._store, self.target.key(name), chunk_size=1000):
             yield len([found["size"] for found in page])
 
     def read(self, name: str) -> Bytes:
-        return memoryview(obstore.get(self._store(), self.target.key(name)).bytes())
+        return memoryview(obstore.get(self._store, self.target.key(name)).bytes())
 
     def stream(self, name: str) -> Iterator[Bytes]:
-        for chunk in obstore.get(self._store(), self.target.key(name)).stream(min_chunk_size=2**20):
+        for chunk in obstore.get(self._store, self.target.key(name)).stream(min_chunk_size=2**20):
             yield memoryview(chunk)
 
     def read_start(self, name: str, size: int) -> Bytes:
-        return memoryview(obstore.get_range(self._store(), self.target.key(name), start=0, end=size))
+        return memoryview(obstore.get_range(self._store, self.target.key(name), start=0, end=size))
 
     def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
-        with obstore.open_writer(self._store(), self.target.key(name)) as writer:
+        with obstore.open_writer(self._store, self.target.key(name)) as writer:
             for chunk in chunks:
                 writer.write(chunk)
 
@@ -55,6 +56,7 @@ class Obstore(InMemoryCheckpoints):
         "lightning_saver": "has no checkpoint plugin",
     }
 
+    @cached_property
     def _store(self) -> S3Store:
         target = self.target
         settings: dict[str, Any] = {"region": target.region}
@@ -68,7 +70,7 @@ class Obstore(InMemoryCheckpoints):
     def _keys(self, prefix: str, workers: int) -> list[str]:
         if workers:
             self._cannot_fork()
-        return [found["path"] for page in obstore.list(self._store(), prefix, chunk_size=1000) for found in page]
+        return [found["path"] for page in obstore.list(self._store, prefix, chunk_size=1000) for found in page]
 
     def _cannot_fork(self) -> None:
         from benchmarks._peers._peer import CannotDoError
@@ -76,7 +78,7 @@ class Obstore(InMemoryCheckpoints):
         raise CannotDoError("hangs in a forked worker once its parent has used it")
 
     def _open_one(self) -> Any:
-        store = self._store()
+        store = self._store
         return lambda key: memoryview(obstore.get(store, key).bytes())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import s3torch_checkpoint
@@ -34,17 +35,17 @@ class Ours(ConnectorPeer):
         return batches(dataset, workers)
 
     def stream(self, name: str) -> Iterator[Bytes]:
-        yield from self._client().get_object(self.target.bucket, self.target.key(name))
+        yield from self._client.get_object(self.target.bucket, self.target.key(name))
 
     def count_keys(self, name: str) -> Iterator[int]:
-        for page in self._client().list_objects(self.target.bucket, self.target.key(name)):
+        for page in self._client.list_objects(self.target.bucket, self.target.key(name)):
             yield len(page.sizes)
 
     def save(self, name: str, state: Any) -> None:
-        self._checkpoint().save(state, self.target.uri(name))
+        self._checkpoint.save(state, self.target.uri(name))
 
     def load(self, name: str) -> Any:
-        return self._checkpoint().load(self.target.uri(name))
+        return self._checkpoint.load(self.target.uri(name))
 
     def storage_writer(self, name: str) -> Any:
         from s3torch_checkpoint import dcp
@@ -73,6 +74,7 @@ class Ours(ConnectorPeer):
         plugin = S3LightningCheckpoint(**self._where())
         return lambda name, checkpoint: plugin.save_checkpoint(checkpoint, self.target.uri(name))
 
+    @cached_property
     def _client(self) -> S3Client:
         return S3Client(self.target.region, endpoint=self.target.endpoint, s3client_config=self.config)
 

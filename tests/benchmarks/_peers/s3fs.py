@@ -89,7 +89,7 @@ class S3FS(InMemoryCheckpoints):
         return {"key": target.access_key, "secret": target.secret_key, "client_kwargs": client}
 
     def _fs(self) -> s3fs.S3FileSystem:
-        return s3fs.S3FileSystem(skip_instance_cache=True, **self._options())
+        return s3fs.S3FileSystem(**self._options())  # the same for as long as the process is
 
     def _path(self, name: str) -> str:
         return f"{self.target.bucket}/{self.target.key(name)}"

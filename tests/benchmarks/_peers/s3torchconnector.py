@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import s3torchconnector
-from s3torchconnector._s3client import S3Client  # its only client for listing
+from s3torchconnector._s3client import S3Client  # which its README shows for direct use
 
 from benchmarks._peers._connector import ConnectorPeer
 from benchmarks._peers._peer import Bytes, Digest
@@ -29,12 +30,26 @@ class S3TorchConnector(ConnectorPeer):
             self._cannot("shuffle")
         return super().iterate(folder, workers, is_shuffled)
 
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        # `range_based(buffer_size=0)` is the README's for "zero-copy partial reads into pre-allocated buffers", under
+        # "Reader Configurations".
+        with self._ranged(name) as reader:
+            if reader.readinto(buffer) != len(buffer):
+                raise ValueError("short read")
+
+    def read_start(self, name: str, size: int) -> Bytes:
+        # "Range-based Reader: For larger objects (100MB+) that require sparse partial reads", in the same place. With
+        # the buffer that it has by default it would read 8 MiB each time.
+        with self._ranged(name) as reader:
+            data: bytes = reader.read(size)
+            return data
+
     def stream(self, name: str) -> Iterator[Bytes]:
-        client = self._client()
+        client = self._client
         yield from client.get_object(self.target.bucket, self.target.key(name))._get_stream()
 
     def count_keys(self, name: str) -> Iterator[int]:
-        for page in self._client().list_objects(self.target.bucket, self.target.key(name)):
+        for page in self._client.list_objects(self.target.bucket, self.target.key(name)):
             yield len([info.size for info in page.object_info])
 
     save = ConnectorPeer.save_to_writer
@@ -69,6 +84,11 @@ class S3TorchConnector(ConnectorPeer):
 
     why_not: ClassVar[Mapping[str, str]] = {"shuffle": "its datasets don't shuffle"}
 
+    def _ranged(self, name: str) -> Any:
+        constructor = s3torchconnector.S3ReaderConstructor.range_based(buffer_size=0)
+        return self._client.get_object(self.target.bucket, self.target.key(name), reader_constructor=constructor)
+
+    @cached_property
     def _client(self) -> Any:
         return S3Client(self.target.region, endpoint=self.target.endpoint, s3client_config=self.config)
 

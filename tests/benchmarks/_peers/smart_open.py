@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import smart_open
@@ -83,8 +84,12 @@ class SmartOpen(InMemoryCheckpoints):
     }
 
     def _open(self, name: str, mode: str) -> Any:
-        parameters = {"client": self.target.boto3_client()}
+        parameters = {"client": self._client}
         return smart_open.open(self.target.uri(name), mode, transport_params=parameters, compression="disable")
+
+    @cached_property
+    def _client(self) -> Any:
+        return self.target.boto3_client()
 
     def _client_settings(self) -> dict[str, Any]:
         target = self.target
