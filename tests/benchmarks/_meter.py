@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from servers.counting import send_command
 
+_COUNTERS = ("connections", "bytes_sent", "bytes_received", "most_in_flight")
+
 
 @dataclass(slots=True)
 class Meter:
@@ -49,7 +51,8 @@ class Meter:
         (https://docs.python.org/3/library/timeit.html#timeit.Timer.timeit); here it stays on.
         """
         gc.collect()
-        self.counted = {name: -count for name, count in self._read_counters().items()}
+        for port in self.control_ports:
+            send_command(port, "clear")
         _reset_peak()
         self._cpu_start = _cpu_seconds()
         self._start = self._last = time.perf_counter()
@@ -74,14 +77,14 @@ class Meter:
         self.seconds = (self._last if self.intervals else time.perf_counter()) - self._start
         self.cpu_seconds = _cpu_seconds() - self._cpu_start
         self.peak_rss_bytes = peak_rss_bytes()
-        self.counted = {name: count + self.counted[name] for name, count in self._read_counters().items()}
+        self.counted = self._read_counters()
 
     def _read_counters(self) -> dict[str, int]:
         counts: Counter[str] = Counter()
         for port in self.control_ports:
             found = send_command(port, "counters")
             counts["requests"] += sum(found["operations"].values())
-            counts.update({name: found[name] for name in ("connections", "bytes_sent", "bytes_received")})
+            counts.update({name: found[name] for name in _COUNTERS})
         return dict(counts)
 
 

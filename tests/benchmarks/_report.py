@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks._peers import MAIN_PEER
-from benchmarks._summary import CONCURRENCY, Cell, beside_main_peer, limit, summarize
+from benchmarks._peers._loading import CONCURRENCY
+from benchmarks._summary import Cell, beside_main_peer, limit, summarize
 
 _COLUMNS = (
     "",
@@ -17,6 +18,7 @@ _COLUMNS = (
     "CPU s/GiB",
     "peak MiB",
     "requests",
+    "in flight",
     "bytes moved / needed",
     "first",
     "p50",
@@ -46,7 +48,8 @@ def _head(results: Mapping[str, Any]) -> Iterator[str]:
         f"most {results['pace_bytes_per_second'] / 1e6:.0f} MB/s a connection; `loopback`: the same without either. "
         "Each measurement is a fresh process, and peers take turns. Rates are medians, the spread is from the slowest "
         "round to the fastest; *ours is* says how many times as fast as this row ours is. CPU time is the client's, "
-        "in all its processes. Memory is the most that was resident, workers included."
+        "in all its processes. *In flight* are the most requests that each process of the server had at once, in sum. "
+        "Memory is the most that was resident, workers included."
     )
     yield ""
 
@@ -102,7 +105,9 @@ def _tables(results: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[str]:
             yield from _row(_cells(cell, ours.get((setting, workload.name))))
         most = limit(results, rows[0])
         if most is not None:
-            yield from _row([f"limit of {CONCURRENCY} in flight", _rate(most, workload.unit), *[""] * 9])
+            yield from _row(
+                [f"limit of {CONCURRENCY} in flight", _rate(most, workload.unit), *[""] * (len(_COLUMNS) - 2)]
+            )
         yield ""
         for cell in rows:
             if cell.reason:
@@ -112,7 +117,7 @@ def _tables(results: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[str]:
 
 def _cells(cell: Cell, ours: Cell | None) -> list[str]:
     if cell.rate is None:
-        return [cell.peer, "failed" if cell.is_error else "-", *[""] * 9]
+        return [cell.peer, "failed" if cell.is_error else "-", *[""] * (len(_COLUMNS) - 2)]
     unit = cell.workload.unit
     is_bytes = cell.cpu_seconds_per_gib is not None and unit != "times"
     return [
@@ -123,6 +128,7 @@ def _cells(cell: Cell, ours: Cell | None) -> list[str]:
         f"{cell.cpu_seconds_per_gib:.2f}" if is_bytes else f"{cell.cpu_seconds:.2f} s in all",
         "" if cell.peak_rss_bytes is None else f"{cell.peak_rss_bytes / 2**20:,.0f}",
         "" if cell.requests is None else f"{cell.requests:,.0f}",
+        "" if cell.most_in_flight is None else f"{cell.most_in_flight:,.0f}",
         "" if cell.bytes_sent_ratio is None else f"{cell.bytes_sent_ratio:.2f}",
         _milliseconds(cell.first_seconds),
         _milliseconds(cell.p50_seconds),

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks._peers import MAIN_PEER, NAMES, library_of
+from benchmarks._peers._loading import CONCURRENCY
 from benchmarks._workloads import WORKLOADS, Workload
-from s3core import S3ClientConfig
 
-CONCURRENCY = S3ClientConfig().concurrency  # requests in flight that the limit is reckoned with
 _GIB = 2**30
 
 
@@ -34,6 +33,7 @@ class Cell:
         cpu_seconds_per_gib: Of the bytes needed.
         peak_rss_bytes: The most memory.
         requests: That the server counted.
+        most_in_flight: Of these at once, or somewhat less: each of the server's processes counts the most that it had.
         bytes_sent_ratio: Bytes of bodies in both directions over bytes needed.
     """
 
@@ -51,6 +51,7 @@ class Cell:
     cpu_seconds_per_gib: float | None = None
     peak_rss_bytes: float | None = None
     requests: float | None = None
+    most_in_flight: float | None = None
     bytes_sent_ratio: float | None = None
 
     @property
@@ -138,5 +139,6 @@ def _cell(setting: str, workload: str, peer: str, records: Sequence[Mapping[str,
         cpu_seconds_per_gib=None if cpu_seconds_per_byte is None else cpu_seconds_per_byte * _GIB,
         peak_rss_bytes=median("peak_rss_bytes"),
         requests=median("requests"),
+        most_in_flight=median("most_in_flight"),
         bytes_sent_ratio=None if sent is None or received is None else sent + received,
     )

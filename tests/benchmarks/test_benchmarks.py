@@ -13,11 +13,13 @@ from benchmarks._compare import compare, regressions
 from benchmarks._data import is_same_state, make_state, sample_digest, samples
 from benchmarks._meter import Meter, peak_rss_bytes
 from benchmarks._peers import NAMES, Peer, digest
+from benchmarks._peers._loading import CONCURRENCY
 from benchmarks._report import write_report
 from benchmarks._summary import limit, summarize
 from benchmarks._target import REMOTE, Target
 from benchmarks._workloads import WORKLOADS, WrongBytesError
 from benchmarks.cli import main
+from s3core import S3ClientConfig
 from servers import S3Server
 
 TARGET = Target("loopback", "quick", "bench", "", "us-east-1", None, None, None, "")
@@ -39,6 +41,7 @@ def _results(**rates: dict[str, list[float]]) -> dict[str, Any]:
             "cpu_seconds": 2.0,
             "peak_rss_bytes": 2**29,
             "requests": 12,
+            "most_in_flight": 8,
             "bytes_sent": 2**30,
             "bytes_received": 0,
         }
@@ -134,6 +137,10 @@ def test_a_peer_says_what_it_cannot_do() -> None:
 def test_every_workload_asks_for_something_that_peers_have() -> None:
     assert all(callable(getattr(Peer, workload.ability)) for workload in WORKLOADS.values())
     assert all((Path(__file__).parent / "_peers" / f"{name}.py").exists() for name in NAMES)
+
+
+def test_peers_have_as_many_requests_in_flight_as_ours() -> None:
+    assert S3ClientConfig().concurrency == CONCURRENCY
 
 
 def test_samples_are_known_by_name() -> None:

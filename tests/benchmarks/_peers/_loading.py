@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from benchmarks._peers._peer import Bytes, Digest, digest
 
 BATCH_SIZE = 64
-CONCURRENCY = 64
+# Requests in flight, of all workers together, for every peer that lets its user choose: as many as ours has without
+# being told. A test compares it with `S3ClientConfig().concurrency`, whose import would add to a peer's memory.
+CONCURRENCY = 128
 
 # Makes, in the process that reads, a function from keys to their bytes, in order.
 OpenMany: TypeAlias = Callable[[], Callable[[Sequence[str]], Iterable[Bytes]]]
@@ -24,13 +26,17 @@ def batches(dataset: Dataset[Any], workers: int, is_shuffled: bool = False) -> I
     yield from loader
 
 
+def share_of_concurrency(workers: int) -> int:
+    """Requests that each of so many workers may have in flight."""
+    return max(1, CONCURRENCY // max(workers, 1))
+
+
 def in_threads(open_one: Callable[[], Callable[[str], Bytes]], workers: int) -> OpenMany:
     """Read many objects with a function that reads one, in as many threads as there may be requests in flight."""
-    threads = max(1, CONCURRENCY // max(workers, 1))
 
     def open_many() -> Callable[[Sequence[str]], Iterable[Bytes]]:
         read = open_one()
-        pool = ThreadPoolExecutor(threads)
+        pool = ThreadPoolExecutor(share_of_concurrency(workers))
         return lambda keys: pool.map(read, keys)
 
     return open_many

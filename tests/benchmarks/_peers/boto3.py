@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar
 
-import boto3  # noqa: F401 - here rather than while it is measured
+from boto3.s3.transfer import TransferConfig
 
 from benchmarks._peers._in_memory import InMemoryCheckpoints
 from benchmarks._peers._loading import CONCURRENCY, KeysByIndex, KeysInTurn, batches, in_threads, shuffled
 from benchmarks._peers._peer import Bytes, Digest
 from benchmarks._target import Target
 from servers.counting import GeneratedObjects
+
+_TRANSFER = TransferConfig(max_concurrency=CONCURRENCY)
 
 
 class Boto3(InMemoryCheckpoints):
@@ -35,7 +37,7 @@ class Boto3(InMemoryCheckpoints):
 
     def read(self, name: str) -> Bytes:
         buffer = io.BytesIO()
-        self._client().download_fileobj(self.target.bucket, self.target.key(name), buffer)
+        self._client().download_fileobj(self.target.bucket, self.target.key(name), buffer, Config=_TRANSFER)
         return buffer.getbuffer()
 
     def read_into(self, name: str, buffer: memoryview) -> None:
@@ -59,7 +61,7 @@ class Boto3(InMemoryCheckpoints):
 
     def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
         file = io.BufferedReader(_Chunks(chunks), 2**20)
-        self._client().upload_fileobj(file, self.target.bucket, self.target.key(name))
+        self._client().upload_fileobj(file, self.target.bucket, self.target.key(name), Config=_TRANSFER)
 
     why_not: ClassVar[Mapping[str, str]] = {
         "read_samples": "has no datasets",

@@ -10,7 +10,7 @@ import obstore
 from obstore.store import S3Store
 
 from benchmarks._peers._in_memory import InMemoryCheckpoints
-from benchmarks._peers._loading import KeysByIndex, KeysInTurn, batches, in_threads, shuffled
+from benchmarks._peers._loading import CONCURRENCY, KeysByIndex, KeysInTurn, batches, in_threads, shuffled
 from benchmarks._peers._peer import Bytes, Digest
 from servers.counting import GeneratedObjects
 
@@ -42,7 +42,7 @@ class Obstore(InMemoryCheckpoints):
         return memoryview(obstore.get_range(self._store, self.target.key(name), start=0, end=size))
 
     def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
-        with obstore.open_writer(self._store, self.target.key(name)) as writer:
+        with obstore.open_writer(self._store, self.target.key(name), max_concurrency=CONCURRENCY) as writer:
             for chunk in chunks:
                 writer.write(chunk)
 

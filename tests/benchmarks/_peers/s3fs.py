@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import s3fs
 import torch
 
 from benchmarks._peers._in_memory import InMemoryCheckpoints
-from benchmarks._peers._loading import KeysByIndex, KeysInTurn, batches, shuffled
+from benchmarks._peers._loading import CONCURRENCY, KeysByIndex, KeysInTurn, batches, share_of_concurrency, shuffled
 from benchmarks._peers._peer import Bytes, Digest
 from servers.counting import GeneratedObjects
 
@@ -19,10 +20,12 @@ class S3FS(InMemoryCheckpoints):
 
     def iterate(self, folder: GeneratedObjects, workers: int, is_shuffled: bool) -> Iterator[list[Digest]]:
         keys = self._keys(folder.prefix)
-        return batches(KeysInTurn(shuffled(keys) if is_shuffled else keys, self._open_many), workers)
+        many = partial(self._open_many, workers)
+        return batches(KeysInTurn(shuffled(keys) if is_shuffled else keys, many), workers)
 
     def fetch(self, folder: GeneratedObjects, workers: int) -> Iterator[list[Digest]]:
-        return batches(KeysByIndex(self._keys(folder.prefix), self._open_many), workers, is_shuffled=True)
+        many = partial(self._open_many, workers)
+        return batches(KeysByIndex(self._keys(folder.prefix), many), workers, is_shuffled=True)
 
     def count_keys(self, name: str) -> Iterator[int]:
         yield len(self._fs().find(f"{self.target.bucket}/{self.target.key(name)}", detail=True))
@@ -86,7 +89,13 @@ class S3FS(InMemoryCheckpoints):
         client: dict[str, Any] = {"region_name": target.region}
         if target.endpoint is not None:
             client["endpoint_url"] = target.endpoint
-        return {"key": target.access_key, "secret": target.secret_key, "client_kwargs": client}
+        return {
+            "key": target.access_key,
+            "secret": target.secret_key,
+            "client_kwargs": client,
+            "config_kwargs": {"max_pool_connections": CONCURRENCY},
+            "max_concurrency": CONCURRENCY,
+        }
 
     def _fs(self) -> s3fs.S3FileSystem:
         return s3fs.S3FileSystem(**self._options())  # the same for as long as the process is
@@ -98,11 +107,11 @@ class S3FS(InMemoryCheckpoints):
         bucket = f"{self.target.bucket}/"
         return [path.removeprefix(bucket) for path in self._fs().find(bucket + prefix)]
 
-    def _open_many(self) -> Any:
-        fs, bucket = self._fs(), self.target.bucket
+    def _open_many(self, workers: int) -> Any:
+        fs, bucket, most = self._fs(), self.target.bucket, share_of_concurrency(workers)
 
         def read(keys: Sequence[str]) -> list[bytes]:
-            found: dict[str, bytes] = fs.cat([f"{bucket}/{key}" for key in keys])
+            found: dict[str, bytes] = fs.cat([f"{bucket}/{key}" for key in keys], batch_size=most)
             return [found[f"{bucket}/{key}"] for key in keys]
 
         return read
