@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks._cell import Specification
+from benchmarks._target import REMOTE, Target
 from benchmarks._workloads import WORKLOADS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _TIMEOUT_SECONDS = 600
+_GRACE_SECONDS = 10
 _SAMPLE_SECONDS = 0.2
 
 
@@ -38,7 +41,7 @@ def measure(specification: Specification, python: str = sys.executable) -> dict[
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
-                env=_environment(specification.target.environment()),
+                env=_environment(specification.target),
                 start_new_session=True,
             )
             workload = WORKLOADS.get(specification.workload)
@@ -100,24 +103,35 @@ def _tree_bytes(pid: int) -> int:
     return own + sum(_tree_bytes(int(child)) for child in children)
 
 
-def _environment(target: Mapping[str, str]) -> dict[str, str]:
+def _environment(target: Target) -> dict[str, str]:
+    is_local = target.setting != REMOTE
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not (target.get("AWS_ACCESS_KEY_ID") and name.startswith("AWS_")) and not name.lower().endswith("_proxy")
+        if not (is_local and (name.startswith("AWS_") or name.lower().endswith("_proxy")))
     }
     # Without byte code each process would compile all that it imports, some of it while it is being measured.
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
     paths = [str(_ROOT / "tests"), *map(str, sorted(_ROOT.glob("packages/*/src"))), kept.get("PYTHONPATH", "")]
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore", **target}
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONWARNINGS": "ignore",
+        **target.environment(),
+    }
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and whatever it left running."""
-    if sys.platform != "win32":
-        try:
-            os.killpg(process.pid, 9)
-        except ProcessLookupError:
-            pass
-    process.kill()
+    """End the process, which may abort its uploads before, and whatever it left running."""
+    if process.poll() is None:
+        _signal(process, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_SECONDS)
+    _signal(process, signal.SIGKILL)
     process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To the process and all that it started, as a terminal does."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
