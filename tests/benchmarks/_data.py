@@ -66,7 +66,7 @@ def is_same_state(found: Mapping[str, torch.Tensor], expected: Mapping[str, torc
 
 
 def prepare(target: Target, name: str, is_generating: bool) -> None:
-    """Put the data of a name into the bucket, or leave what is there.
+    """Put the data of a name into the bucket.
 
     Args:
         target: Where to put it.
@@ -74,11 +74,10 @@ def prepare(target: Target, name: str, is_generating: bool) -> None:
         is_generating: Whether the server makes the generated objects up by itself.
     """
     if name in _MAKERS:
-        key, make = _MAKERS[name]
-        if not _has(target, key):
-            for file_name, data in make(target):
-                target.boto3_client().upload_fileobj(io.BytesIO(data), target.bucket, target.key(file_name))
-    elif name != "own-shards" and not is_generating:
+        client = target.boto3_client()
+        for file_name, data in _MAKERS[name][1](target):
+            client.upload_fileobj(io.BytesIO(data), target.bucket, target.key(file_name))
+    elif not is_generating:
         _upload_generated(target, target.folder(name))
 
 
@@ -90,7 +89,7 @@ def prepare_local(target: Target, name: str) -> None:
         if not (root / target.key(key)).exists():
             for file_name, data in make(target):
                 _write(root / target.key(file_name), data)
-    elif name not in ("own-shards", "listed"):
+    elif name != "listed" and not name.startswith("own-shards/"):
         for made in _all(target.folder(name)):
             path = root / made.key
             if not path.exists():
@@ -106,19 +105,11 @@ def _write(path: Path, data: bytes | memoryview) -> None:
     path.write_bytes(data)
 
 
-def _has(target: Target, key: str) -> bool:
-    found = target.boto3_client().list_objects_v2(Bucket=target.bucket, Prefix=target.key(key), MaxKeys=1)
-    return bool(found["KeyCount"])
-
-
 def _upload_generated(target: Target, folder: GeneratedObjects) -> None:
     client = target.boto3_client(max_pool_connections=_UPLOAD_THREADS)
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=folder.prefix)
-    there = {(found["Key"], found["Size"]) for page in pages for found in page.get("Contents", [])}
 
     def put(made: GeneratedObject) -> None:
-        if (made.key, made.size) not in there:
-            client.upload_fileobj(io.BytesIO(b"".join(made.views(0, made.size))), folder.bucket, made.key)
+        client.upload_fileobj(io.BytesIO(b"".join(made.views(0, made.size))), folder.bucket, made.key)
 
     with ThreadPoolExecutor(_UPLOAD_THREADS) as pool:
         for _ in pool.map(put, _all(folder)):

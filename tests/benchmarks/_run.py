@@ -8,12 +8,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from benchmarks import _server
+from benchmarks._bucket import claim, mark, remove_outputs
 from benchmarks._cell import Specification
 from benchmarks._data import prepare, prepare_local
 from benchmarks._measure import measure
@@ -33,6 +34,7 @@ _PACKAGES: tuple[str, ...] = (
 )
 _PACKAGES += ("mosaicml-streaming", "litdata", "runai-model-streamer", "lightning", "safetensors", "uvloop")
 
+_WITH_OWN_SHARDS = ("mosaicml_streaming", "litdata")
 _WORTH_A_SURVEY = 3  # workloads
 
 
@@ -63,29 +65,8 @@ class Plan:
         return self.pythons.get(peer, sys.executable)
 
 
-def run(plan: Plan, report: Callable[[str], object]) -> dict[str, Any]:
-    """Carry out a plan.
-
-    Args:
-        plan: What to run.
-        report: Called with a line now and then.
-
-    Returns:
-        The machine, the versions and one record for each cell and round, for JSON.
-    """
-    records: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="bench-local-") as local_directory:
-        for setting in plan.settings:
-            with ExitStack() as stack:
-                ports: tuple[int, ...] = ()
-                if setting == REMOTE:
-                    assert plan.remote is not None
-                    target = plan.remote
-                else:
-                    server, target = _server.start(setting, plan.scale, local_directory)
-                    stack.enter_context(server)
-                    ports = server.control_ports
-                records += _run_setting(plan, target, ports, report)
+def describe(plan: Plan) -> dict[str, Any]:
+    """What is known before: the machine, the versions and a list for the records, for JSON."""
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "scale": plan.scale.name,
@@ -94,24 +75,55 @@ def run(plan: Plan, report: Callable[[str], object]) -> dict[str, Any]:
         "pace_bytes_per_second": _server.PACE_BYTES_PER_SECOND,
         "machine": _machine(),
         "versions": _versions(),
-        "records": records,
+        "records": [],
     }
 
 
-def _run_setting(
-    plan: Plan, target: Target, ports: tuple[int, ...], report: Callable[[str], object]
-) -> list[dict[str, Any]]:
-    records = []
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What becomes of a run while it goes on.
+
+    Attributes:
+        records: Takes one record for each cell and round.
+        report: Called with a line now and then.
+        keep: Called when a round is over.
+    """
+
+    records: list[dict[str, Any]]
+    report: Callable[[str], object]
+    keep: Callable[[], object]
+
+
+def run(plan: Plan, progress: Progress) -> None:
+    """Carry out a plan.
+
+    Raises:
+        ForeignDataError: When there are objects of others where data is to be put.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-local-") as local_directory:
+        for setting in plan.settings:
+            with ExitStack() as stack:
+                ports: tuple[int, ...] = ()
+                complete: set[str] = set()
+                if setting == REMOTE:
+                    assert plan.remote is not None
+                    target = replace(plan.remote, local_directory=local_directory)
+                    complete = claim(target)
+                    stack.callback(remove_outputs, target)
+                else:
+                    server, target = _server.start(setting, plan.scale, local_directory)
+                    stack.enter_context(server)
+                    ports = server.control_ports
+                _run_setting(plan, target, ports, complete, progress)
+
+
+def _run_setting(plan: Plan, target: Target, ports: tuple[int, ...], complete: set[str], progress: Progress) -> None:
     unable: dict[str, dict[str, Any]] = {peer: {} for peer in plan.peers}
     if len(plan.workloads) > _WORTH_A_SURVEY:
         for peer in plan.peers:
             unable[peer] = measure(Specification(peer, "survey", target), plan.python(peer))
-    is_prepared: set[str] = set()
     for workload in (WORKLOADS[name] for name in plan.workloads):
-        for name in set(workload.data) - is_prepared:
-            report(f"{target.setting}: preparing {name}")
-            _prepare(plan, target, name)
-            is_prepared.add(name)
+        _prepare(plan, target, workload.data, progress, complete)
         # Round by round, so that what slows the machine for a while slows all peers.
         for number in range(plan.rounds):
             for peer in plan.peers:
@@ -120,19 +132,30 @@ def _run_setting(
                     record = measure(Specification(peer, workload.name, target, ports), plan.python(peer))
                     if "cannot" in record:
                         unable[peer][workload.name] = record["cannot"]
-                report(f"{target.setting}: {workload.name}: {peer}: {_say(record, workload.unit)}")
+                progress.report(f"{target.setting}: {workload.name}: {peer}: {_say(record, workload.unit)}")
                 identity = {"setting": target.setting, "workload": workload.name, "peer": peer, "round": number}
-                records.append(identity | record)
-    return records
+                progress.records.append(identity | record)
+            progress.keep()
 
 
-def _prepare(plan: Plan, target: Target, name: str) -> None:
-    prepare(target, name, is_generating=target.setting != REMOTE)
-    if "local_disk" in plan.peers:
-        prepare_local(target, name)
-    if name == "own-shards":
-        for peer in set(plan.peers) & {"mosaicml_streaming", "litdata"}:
-            measure(Specification(peer, "prepare", target), plan.python(peer))
+def _prepare(plan: Plan, target: Target, data: Sequence[str], progress: Progress, complete: set[str]) -> None:
+    """Put data where peers read it, but for what is complete."""
+    own_shards = [f"own-shards/{peer}" for peer in plan.peers if peer in _WITH_OWN_SHARDS]
+    for name in [*set(data) - {"own-shards"}, *(own_shards if "own-shards" in data else [])]:
+        if "local_disk" in plan.peers:
+            prepare_local(target, name)
+        if name in complete:
+            continue
+        progress.report(f"{target.setting}: preparing {name}")
+        if name in own_shards:
+            peer = name.partition("/")[2]
+            if measure(Specification(peer, "prepare", target), plan.python(peer)):
+                continue  # with a reason, which its cells will have too
+        else:
+            prepare(target, name, is_generating=target.setting != REMOTE)
+        complete.add(name)
+        if target.setting == REMOTE:
+            mark(target, complete)
 
 
 def _known(survey: Mapping[str, Any], workload: str) -> dict[str, Any] | None:

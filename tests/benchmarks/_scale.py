@@ -39,6 +39,18 @@ class Scale:
     distributed_bytes: int
     openings: int
 
+    @property
+    def uploaded_keys(self) -> int:
+        """How many keys are listed in a bucket to which they have to be uploaded."""
+        return min(self.listed_keys, 10_000)
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """About how much is put into a bucket; peers with a format of their own add a copy of the samples each."""
+        samples = self.tar_shards * self.samples_per_shard
+        objects = (self.small_objects + samples) * 100 * KB + self.image_objects * 5_000 * KB + self.uploaded_keys * KB
+        return objects + self.large_bytes + 2 * self.model_bytes + self.distributed_bytes
+
 
 FULL = Scale("full", 6.0, 8_000, 240, 1024 * MIB, 1_000_000, 8, 500, 1024 * MIB, 512 * MIB, 100)
 QUICK = Scale("quick", math.inf, 256, 12, 64 * MIB, 5_000, 2, 64, 32 * MIB, 16 * MIB, 10)

@@ -9,7 +9,6 @@ from benchmarks._scale import KB, SCALES, Scale
 from servers.counting import GeneratedObjects
 
 REMOTE = "remote"
-_MOST_UPLOADED_KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +61,14 @@ class Target:
     def folders(self) -> list[GeneratedObjects]:
         """All generated objects."""
         scale, bucket = self.scale, self.bucket
-        listed = scale.listed_keys if self.setting != REMOTE else min(scale.listed_keys, _MOST_UPLOADED_KEYS)
+        # Uploaded they are few and small: nobody reads them.
+        is_remote = self.setting == REMOTE
+        listed, largest = (scale.uploaded_keys, 1 * KB) if is_remote else (scale.listed_keys, 200 * KB)
         return [
             GeneratedObjects(bucket, self.key("small/"), scale.small_objects, 100 * KB, 100 * KB),
             GeneratedObjects(bucket, self.key("images/"), scale.image_objects, 3_000 * KB, 7_000 * KB, ".jpg"),
             GeneratedObjects(bucket, self.key("large/"), 1, scale.large_bytes, scale.large_bytes),
-            GeneratedObjects(bucket, self.key("listed/"), listed, 1 * KB, 200 * KB, ".jpg"),
+            GeneratedObjects(bucket, self.key("listed/"), listed, 1 * KB, largest, ".jpg"),
         ]
 
     def boto3_client(self, **config: Any) -> Any:

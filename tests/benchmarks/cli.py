@@ -10,13 +10,14 @@ from pathlib import Path
 
 import click
 
+from benchmarks._bucket import ForeignDataError
 from benchmarks._compare import compare as compare_results
 from benchmarks._compare import regressions, write_comparison
 from benchmarks._peers import NAMES, library_of, parse_setting
 from benchmarks._plots import write_plots
 from benchmarks._report import write_report
-from benchmarks._run import Plan, run
-from benchmarks._scale import FULL, QUICK
+from benchmarks._run import Plan, Progress, describe, run
+from benchmarks._scale import FULL, QUICK, Scale
 from benchmarks._server import SETTINGS
 from benchmarks._summary import summarize
 from benchmarks._target import REMOTE, Target
@@ -25,13 +26,22 @@ from benchmarks._workloads import WORKLOADS
 QUICK_NAMES = ("ours",)
 
 
+def _gigabytes(scale: Scale) -> str:
+    return f"{scale.uploaded_bytes / 1e9:.1f}"
+
+
 @click.group(invoke_without_command=True, context_settings={"show_default": True})
 @click.option("--quick", is_flag=True, help="Little data and one round: shows that all works, says nothing of speed.")
 @click.option("--rounds", type=click.IntRange(1), help="How often each cell is measured; 5, or 1 with --quick.")
 @click.option("--setting", "settings", multiple=True, type=click.Choice(SETTINGS), help="Of the local server; all.")
 @click.option("--peer", "peers", multiple=True, type=click.Choice(NAMES), help="Only these; all, or with --quick ours.")
 @click.option("--workload", "patterns", multiple=True, help="Only those that match, such as 'small-*'; all.")
-@click.option("--uri", help="Measure in this bucket instead, such as s3://bucket/prefix; data is put there and stays.")
+@click.option(
+    "--uri",
+    help="Measure in this bucket instead, such as s3://bucket/prefix: in a folder full/, or quick/ with --quick, which "
+    f"has to be empty or that of a run before. Puts {_gigabytes(FULL)} GB there, or {_gigabytes(QUICK)} with --quick, "
+    "which stay, and removes what it wrote besides.",
+)
 @click.option("--endpoint", help="The URL of --uri's server, when it is not AWS.")
 @click.option("--region", default="us-east-1", help="The region of --uri's bucket.")
 @click.option(
@@ -86,10 +96,21 @@ def main(
         pythons=dict(python.split("=", 1) for python in pythons),
     )
     start = time.monotonic()
-    results = run(plan, lambda line: click.echo(f"{time.monotonic() - start:6.0f} s  {line}", err=True))
+    results = describe(plan)
+
+    def report(line: str) -> None:
+        click.echo(f"{time.monotonic() - start:6.0f} s  {line}", err=True)
+
+    def keep() -> None:
+        if json_file is not None:
+            json_file.write_text(json.dumps(results, indent=1))
+
+    try:
+        run(plan, Progress(results["records"], report, keep))
+    except ForeignDataError as error:
+        raise click.ClickException(str(error)) from None
+    keep()
     text = write_report(results)
-    if json_file is not None:
-        json_file.write_text(json.dumps(results, indent=1))
     if report_file is not None:
         report_file.write_text(text)
     if plots is not None:
@@ -137,5 +158,5 @@ def _remote(uri: str, endpoint: str | None, region: str, scale_name: str) -> Tar
     bucket, _, prefix = rest.partition("/")
     if scheme != "s3" or not bucket:
         raise click.UsageError(f"--uri is to be s3://bucket/prefix, not {uri}")
-    prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+    prefix = f"{prefix.strip('/')}/{scale_name}/".lstrip("/")
     return Target(REMOTE, scale_name, bucket, prefix, region, endpoint, None, None, "")

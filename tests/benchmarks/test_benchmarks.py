@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
+from benchmarks._bucket import ForeignDataError, claim, remove_outputs
 from benchmarks._compare import compare, regressions
 from benchmarks._data import is_same_state, make_state, sample_digest, samples
 from benchmarks._meter import Meter, peak_rss_bytes
@@ -108,6 +110,61 @@ def test_a_bucket_that_there_is_serves_as_well(moto_server: S3Server, bucket: st
     (record,) = json.loads((tmp_path / "run.json").read_text())["records"]
     assert (record["setting"], record["needed_bytes"]) == (REMOTE, 64 * 2**20)
     assert "requests" not in record
+
+
+def _run_in(server: S3Server, bucket: str, *arguments: str) -> Result:
+    runner = CliRunner(env=server.environment())
+    where = ["--uri", f"s3://{bucket}/some/where", "--endpoint", server.endpoint]
+    return runner.invoke(main, ["--quick", "--peer", "ours", *where, *arguments])
+
+
+def test_what_others_have_in_a_bucket_stays_as_it_is(moto_server: S3Server, bucket: str) -> None:
+    client = moto_server.boto3_client()
+    for key in ("some/where/large/00000000", "some/where/saved/mine", "some/where/benchmarks.json"):
+        client.put_object(Bucket=bucket, Key=key, Body=b"mine")
+    assert _run_in(moto_server, bucket, "--workload", "upload").exit_code == 0
+    client.put_object(Bucket=bucket, Key="some/where/quick/other", Body=b"mine")
+    client.delete_object(Bucket=bucket, Key="some/where/quick/benchmarks.json")
+    result = _run_in(moto_server, bucket, "--workload", "upload")
+    assert result.exit_code == 1
+    assert f"s3://{bucket}/some/where/quick/ holds objects of others, such as some/where/quick/other" in result.output
+    found = [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert found == [
+        "some/where/benchmarks.json",
+        "some/where/large/00000000",
+        "some/where/quick/other",
+        "some/where/saved/mine",
+    ]
+    assert client.get_object(Bucket=bucket, Key="some/where/large/00000000")["Body"].read() == b"mine"
+
+
+def test_data_that_is_complete_is_not_uploaded_again(moto_server: S3Server, bucket: str) -> None:
+    target = replace(TARGET, setting=REMOTE, bucket=bucket, prefix="some/where/quick/", endpoint=moto_server.endpoint)
+    target = replace(target, access_key=moto_server.access_key, secret_key=moto_server.secret_key)
+    client = moto_server.boto3_client()
+    assert claim(target) == set()
+    client.put_object(Bucket=bucket, Key=target.key("large/00000000"), Body=b"a part")  # it was interrupted here
+    assert claim(target) == set()
+    assert _run_in(moto_server, bucket, "--workload", "read").exit_code == 0
+    assert claim(target) == {"large"}
+    first = client.head_object(Bucket=bucket, Key=target.key("large/00000000"))["LastModified"]
+    assert _run_in(moto_server, bucket, "--workload", "read").exit_code == 0
+    assert client.head_object(Bucket=bucket, Key=target.key("large/00000000"))["LastModified"] == first
+    with pytest.raises(ForeignDataError, match="of another version"):
+        claim(replace(target, scale_name="full"))
+
+
+def test_outputs_and_unfinished_uploads_are_removed(moto_server: S3Server, bucket: str) -> None:
+    target = replace(TARGET, setting=REMOTE, bucket=bucket, prefix="some/where/quick/", endpoint=moto_server.endpoint)
+    target = replace(target, access_key=moto_server.access_key, secret_key=moto_server.secret_key)
+    client = moto_server.boto3_client()
+    for key in ("saved/a", "saved/b/c", "sink/d", "small/e"):
+        client.put_object(Bucket=bucket, Key=target.key(key), Body=b"")
+    for key in ("theirs", target.key("saved/f")):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    remove_outputs(target)
+    assert [found["Key"] for found in client.list_objects_v2(Bucket=bucket)["Contents"]] == [target.key("small/e")]
+    assert [found["Key"] for found in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == ["theirs"]
 
 
 class _Liar(Peer):

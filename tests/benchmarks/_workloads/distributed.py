@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks._bucket import remove
 from benchmarks._data import is_same_state, make_state
 from benchmarks._meter import Meter
 from benchmarks._peers import CannotDoError, Peer
-from benchmarks._target import Target
 from benchmarks._workloads._workload import Workload, check
 
 RANKS = 2
@@ -32,17 +32,8 @@ def _save(peer: Peer, meter: Meter) -> None:
     try:
         _measure(partial(_save_rank, peer, name), meter, peer)
     finally:
-        _remove(peer.target, f"{name}/")
-
-
-def _remove(target: Target, name: str) -> None:
-    """Remove what was saved: each save has a name of its own, and what a server keeps in memory would add up."""
-    client = target.boto3_client()
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=target.bucket, Prefix=target.key(name)):
-        keys = [{"Key": found["Key"]} for found in page.get("Contents", [])]
-        if keys:
-            client.delete_objects(Bucket=target.bucket, Delete={"Objects": keys})
-    client.close()
+        # Each save has a name of its own, and what a server keeps in memory would add up.
+        remove(peer.target, f"{name}/")
 
 
 def _load(peer: Peer, meter: Meter, *, dim: int) -> None:
