@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._cell import Specification
+from benchmarks._peers import IS_THOROUGH
 from benchmarks._target import REMOTE, Target
 from benchmarks._workloads import WORKLOADS
 
@@ -110,6 +111,8 @@ def _environment(target: Target) -> dict[str, str]:
         for name, value in os.environ.items()
         if not (is_local and (name.startswith("AWS_") or name.lower().endswith("_proxy")))
     }
+    if target.scale.name == "quick":
+        kept[IS_THOROUGH] = "1"
     # Without byte code each process would compile all that it imports, some of it while it is being measured.
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
     paths = [str(_ROOT / "tests"), *map(str, sorted(_ROOT.glob("packages/*/src"))), kept.get("PYTHONPATH", "")]

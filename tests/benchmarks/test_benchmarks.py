@@ -186,6 +186,38 @@ def test_wrong_bytes_are_found(name: str) -> None:
         WORKLOADS[name].run(_Liar(TARGET), Meter())
 
 
+class _Forgetful(Peer):
+    """Leaves things out."""
+
+    def iterate(self, folder: Any, workers: int, is_shuffled: bool) -> Any:
+        for index in range(folder.count - 1):
+            made = folder[index]
+            yield [digest(made.key, b"".join(made.views(0, made.size)))]
+
+    def read_samples(self, workers: int) -> Any:
+        yield [digest(name, data) for name, data in samples(self.target) if name != "000003.bin"]
+
+    def upload(self, name: str, chunks: Any) -> None:
+        data = bytearray(b"".join(chunks))
+        data[:1000] = data[-1000:]
+        self.target.boto3_client().put_object(Bucket=self.target.bucket, Key=self.target.key(name), Body=data)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("small-iterable-0w", "255 came instead of 256"), ("shards-0w", "127 came")]
+)
+def test_what_does_not_come_is_missed(name: str, what: str) -> None:
+    with pytest.raises(WrongBytesError, match=what):
+        WORKLOADS[name].run(_Forgetful(TARGET), Meter())
+
+
+def test_what_was_written_is_read_back(moto_server: S3Server, bucket: str) -> None:
+    target = replace(TARGET, bucket=bucket, endpoint=moto_server.endpoint)
+    target = replace(target, access_key=moto_server.access_key, secret_key=moto_server.secret_key)
+    with pytest.raises(WrongBytesError, match="other bytes"):
+        WORKLOADS["upload"].run(_Forgetful(target), Meter())
+
+
 def test_a_peer_says_what_it_cannot_do() -> None:
     assert _Liar(TARGET).reason_against("read") is None
     assert _Liar(TARGET).reason_against("upload") == "has nothing for this"

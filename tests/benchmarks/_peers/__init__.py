@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from benchmarks._peers._peer import CannotDoError, Digest, Peer, digest
+from benchmarks._peers._peer import IS_THOROUGH, CannotDoError, Digest, Peer, digest
 from benchmarks._target import Target
 
 # In the order of the report.
@@ -61,4 +61,14 @@ def parse_setting(text: str) -> dict[str, int]:
     return {field: int(number) * unit}
 
 
-__all__ = ["NAMES", "CannotDoError", "Digest", "Peer", "digest", "library_of", "load_peer", "parse_setting"]
+__all__ = [
+    "IS_THOROUGH",
+    "NAMES",
+    "CannotDoError",
+    "Digest",
+    "Peer",
+    "digest",
+    "library_of",
+    "load_peer",
+    "parse_setting",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NoReturn, TypeAlias
@@ -12,6 +13,10 @@ from servers.counting import GeneratedObjects
 Digest: TypeAlias = tuple[str, int, int]
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
+# Set where time does not matter, before the process starts: then checksums are those of all bytes.
+IS_THOROUGH = "BENCHMARKS_ARE_THOROUGH"
+
+_IS_THOROUGH = IS_THOROUGH in os.environ
 _LOOKED_AT_BYTES = 4096
 
 
@@ -22,6 +27,8 @@ class CannotDoError(Exception):
 def digest(key: str, data: Bytes) -> Digest:
     """The key, the length, and a checksum of both ends: enough to tell objects apart, too little to be measured."""
     view = memoryview(data)
+    if _IS_THOROUGH:
+        return key, len(view), zlib.crc32(view)
     return key, len(view), zlib.crc32(view[-_LOOKED_AT_BYTES:], zlib.crc32(view[:_LOOKED_AT_BYTES]))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from benchmarks._meter import Meter
 from benchmarks._peers import Digest, Peer
+from benchmarks._peers.local_disk import LocalDisk
 from benchmarks._target import Target
 
 
@@ -47,20 +48,61 @@ def check(is_right: bool, what: str) -> None:
         raise WrongBytesError(what)
 
 
+def is_thorough(peer: Peer) -> bool:
+    """Whether time does not matter: reading a gigabyte back each time would take longer than what is measured."""
+    return peer.target.scale.name == "quick"
+
+
+def read_back(peer: Peer, name: str) -> bytes:
+    """What a peer wrote under a name."""
+    if isinstance(peer, LocalDisk):
+        return bytes(peer.read(name))
+    target = peer.target
+    body: bytes = target.boto3_client().get_object(Bucket=target.bucket, Key=target.key(name))["Body"].read()
+    return body
+
+
 def drain(
     batches: Iterator[list[Digest]], meter: Meter, target: Target, workers: int, most_batches: int | None = None
-) -> list[Digest]:
+) -> tuple[list[Digest], bool]:
     """Take batches until there are no more, or for as long as the scale says.
 
     Workers finish their batches at about the same time, and a slow peer few of them: it ends after one of each.
+
+    Returns:
+        What came, and whether that was until there were no more.
     """
     found: list[Digest] = []
+    is_whole = True
     for number, batch in enumerate(batches, 1):
         meter.tick(len(batch), sum(size for _, size, _ in batch))
         found += batch
         is_over = meter.elapsed_seconds > target.scale.seconds and number % max(workers, 1) == 0
         if is_over or number == most_batches:
+            is_whole = False
             break
     if hasattr(batches, "close"):
         batches.close()
-    return found
+    return found, is_whole
+
+
+def check_samples(
+    found: Collection[Digest], is_whole: bool, count: int, expected: Callable[[str], Digest | None]
+) -> None:
+    """Insist on the right bytes of each, on each once, and, where nothing was cut short, on all of them.
+
+    Args:
+        found: What came.
+        is_whole: Whether that was until there were no more.
+        count: How many there are.
+        expected: What the one of a key should be, or None when there is none.
+
+    Raises:
+        WrongBytesError: When it is not so.
+    """
+    keys = {key for key, _, _ in found}
+    check(bool(found), "nothing came")
+    check(len(keys) == len(found), "the same came twice")
+    for one in found:
+        check(one == expected(one[0]), f"{one[0]} came with other bytes, or is not there")
+    check(not is_whole or len(keys) == count, f"{len(keys)} came instead of {count}")

@@ -12,12 +12,11 @@ import torch
 from benchmarks._data import is_same_state, make_state
 from benchmarks._meter import Meter
 from benchmarks._peers import Peer
-from benchmarks._peers.local_disk import LocalDisk
-from benchmarks._workloads._workload import Workload, check
+from benchmarks._workloads._workload import Workload, check, is_thorough, read_back
 
 
 def _save(peer: Peer, meter: Meter, *, by: str) -> None:
-    state, name, save = _state(peer), f"saved/{type(peer).__name__}.pt", getattr(peer, by)
+    state, name, save = _state(peer), f"saved/{type(peer).__name__}-{by}.pt", getattr(peer, by)
     meter.start()
     save(name, state)
     meter.tick(1, peer.target.scale.model_bytes)
@@ -58,31 +57,19 @@ def _save_safetensors(peer: Peer, meter: Meter) -> None:
     peer.save_safetensors(name, state)
     meter.tick(1, peer.target.scale.model_bytes)
     meter.stop()
-    if _is_checked(peer):
+    if is_thorough(peer):
         import safetensors.torch
 
-        check(is_same_state(safetensors.torch.load(_saved(peer, name)), state), "other tensors were written")
+        check(is_same_state(safetensors.torch.load(read_back(peer, name)), state), "other tensors were written")
 
 
 def _state(peer: Peer) -> dict[str, torch.Tensor]:
     return make_state(peer.target.scale.model_bytes)
 
 
-def _is_checked(peer: Peer) -> bool:
-    # Reading a gigabyte back each time would take longer than what is measured.
-    return peer.target.scale.name == "quick" and not isinstance(peer, LocalDisk)
-
-
-def _saved(peer: Peer, name: str) -> bytes:
-    body: bytes = (
-        peer.target.boto3_client().get_object(Bucket=peer.target.bucket, Key=peer.target.key(name))["Body"].read()
-    )
-    return body
-
-
 def _check_saved(peer: Peer, name: str, state: Mapping[str, Any]) -> None:
-    if _is_checked(peer):
-        found = torch.load(io.BytesIO(_saved(peer, name)), weights_only=True)
+    if is_thorough(peer):
+        found = torch.load(io.BytesIO(read_back(peer, name)), weights_only=True)
         tensors, expected = found.get("state_dict", found), state.get("state_dict", state)
         check(is_same_state(tensors, expected), "other tensors were written")
 

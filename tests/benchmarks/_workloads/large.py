@@ -8,12 +8,11 @@ from benchmarks._meter import Meter
 from benchmarks._peers import Peer
 from benchmarks._peers.local_disk import LocalDisk
 from benchmarks._target import Target
-from benchmarks._workloads._workload import Workload, check
+from benchmarks._workloads._workload import Workload, check, is_thorough, read_back
 from servers.counting import GeneratedObject
 
 _CHUNK_BYTES = 8 * 2**20
 _FIRST_BYTES = 1000
-_UPLOADED = "sink/uploaded"  # what is written under sink/ is dropped by the local server
 
 
 def _large(target: Target) -> tuple[str, GeneratedObject]:
@@ -51,12 +50,12 @@ def _read_into(peer: Peer, meter: Meter) -> None:
 def _stream(peer: Peer, meter: Meter) -> None:
     name, made = _large(peer.target)
     ends: list[tuple[int, bytes]] = []
-    done = 0
+    done, looked_at = 0, made.size if is_thorough(peer) else 64
     meter.start()
     for chunk in peer.stream(name):
         meter.tick(0, len(chunk))
         done += len(chunk)
-        ends.append((done, bytes(memoryview(chunk)[-64:])))
+        ends.append((done, bytes(memoryview(chunk)[-looked_at:])))
     meter.stop()
     check(done == made.size, f"{done} bytes came instead of {made.size}")
     for end, data in ends:
@@ -78,20 +77,23 @@ def _first_kilobyte(peer: Peer, meter: Meter) -> None:
 
 
 def _upload(peer: Peer, meter: Meter) -> None:
-    size = peer.target.scale.large_bytes
-    source = memoryview(b"".join(peer.target.folder("large")[0].views(0, min(_CHUNK_BYTES, size))))
+    target, made = peer.target, _large(peer.target)[1]
+    # What is written under sink/ is dropped by the local server.
+    name = "saved/uploaded" if is_thorough(peer) else "sink/uploaded"
 
     def chunks() -> Iterator[memoryview]:
-        for start in range(0, size, _CHUNK_BYTES):
-            yield source[: min(_CHUNK_BYTES, size - start)]
+        for start in range(0, made.size, _CHUNK_BYTES):
+            yield from made.views(start, min(start + _CHUNK_BYTES, made.size))
 
     meter.start()
-    peer.upload(_UPLOADED, chunks())
-    meter.tick(1, size)
+    peer.upload(name, chunks())
+    meter.tick(1, made.size)
     meter.stop()
-    if not isinstance(peer, LocalDisk):
-        head = peer.target.boto3_client().head_object(Bucket=peer.target.bucket, Key=peer.target.key(_UPLOADED))
-        check(head["ContentLength"] == size, f"{head['ContentLength']} bytes were written instead of {size}")
+    if is_thorough(peer):
+        _check_bytes(memoryview(read_back(peer, name)), made)
+    elif not isinstance(peer, LocalDisk):
+        head = target.boto3_client().head_object(Bucket=target.bucket, Key=target.key(name))
+        check(head["ContentLength"] == made.size, f"{head['ContentLength']} bytes were written instead of {made.size}")
 
 
 WORKLOADS = [
