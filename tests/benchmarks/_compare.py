@@ -48,6 +48,17 @@ def regressions(changes: list[Change], tolerance: float) -> list[Change]:
     ]
 
 
+def losses(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[Cell, str]]:
+    """Our own cells that had a rate before and have none now, and why."""
+    later = {_key(cell): cell for cell in summarize(after)}
+    gone = [(cell, later.get(_key(cell))) for cell in summarize(before) if cell.peer == "ours" and cell.rates]
+    return [
+        (cell, "it was not measured" if now is None else now.reason)
+        for cell, now in gone
+        if now is None or not now.rates
+    ]
+
+
 def write_comparison(changes: list[Change]) -> Iterator[str]:
     """A table in Markdown, line by line."""
     yield "| setting | workload | peer | before | after | ratio | |"

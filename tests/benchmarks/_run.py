@@ -132,9 +132,9 @@ def _run_setting(plan: Plan, target: Target, ports: tuple[int, ...], complete: s
                     record = measure(Specification(peer, workload.name, target, ports), plan.python(peer))
                     if "cannot" in record:
                         unable[peer][workload.name] = record["cannot"]
-                progress.report(f"{target.setting}: {workload.name}: {peer}: {_say(record, workload.unit)}")
                 identity = {"setting": target.setting, "workload": workload.name, "peer": peer, "round": number}
                 progress.records.append(identity | record)
+                progress.report(f"{target.setting}: {workload.name}: {peer}: {_say(record, workload.unit)}")
             progress.keep()
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
+from botocore.exceptions import BotoCoreError, ClientError
 
 from benchmarks._bucket import ForeignDataError
 from benchmarks._compare import compare as compare_results
-from benchmarks._compare import regressions, write_comparison
+from benchmarks._compare import losses, regressions, write_comparison
 from benchmarks._peers import NAMES, library_of, parse_setting
 from benchmarks._plots import write_plots
 from benchmarks._report import write_report
@@ -24,6 +31,7 @@ from benchmarks._target import REMOTE, Target
 from benchmarks._workloads import WORKLOADS
 
 QUICK_NAMES = ("ours",)
+_INTERRUPTED = 130  # as shells have it
 
 
 def _gigabytes(scale: Scale) -> str:
@@ -80,6 +88,7 @@ def main(
     """
     if context.invoked_subcommand is not None:
         return
+    _check_options(uri, endpoint, settings, json_file, report_file, plots)
     workloads = [name for name in WORKLOADS if not patterns or any(fnmatch(name, pattern) for pattern in patterns)]
     if not workloads:
         raise click.UsageError(f"no workload matches; there are: {', '.join(WORKLOADS)}")
@@ -93,7 +102,7 @@ def main(
         peers=tuple(dict.fromkeys((*(_variants(knob) if knob else ()), *peers))) or (QUICK_NAMES if quick else NAMES),
         workloads=workloads,
         remote=remote,
-        pythons=dict(python.split("=", 1) for python in pythons),
+        pythons=dict(_python(text) for text in pythons),
     )
     start = time.monotonic()
     results = describe(plan)
@@ -105,11 +114,17 @@ def main(
         if json_file is not None:
             json_file.write_text(json.dumps(results, indent=1))
 
+    is_interrupted = False
     try:
-        run(plan, Progress(results["records"], report, keep))
-    except ForeignDataError as error:
-        raise click.ClickException(str(error)) from None
-    keep()
+        with _terminating_as_ctrl_c():
+            run(plan, Progress(results["records"], report, keep))
+    except KeyboardInterrupt:
+        is_interrupted = True
+        report("interrupted: what follows is what was measured until then")
+    except (ForeignDataError, BotoCoreError, ClientError) as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        keep()
     text = write_report(results)
     if report_file is not None:
         report_file.write_text(text)
@@ -123,7 +138,7 @@ def main(
     ]
     for cell in failed:
         click.echo(f"{cell.setting}: {cell.workload.name}: {cell.peer} failed: {cell.reason}", err=True)
-    sys.exit(1 if failed else 0)
+    sys.exit(_INTERRUPTED if is_interrupted else 1 if failed else 0)
 
 
 @main.command()
@@ -131,15 +146,67 @@ def main(
 @click.argument("after", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tolerance", default=0.1, help="How much worse a cell of ours may be, as a share.")
 def compare(before: Path, after: Path, tolerance: float) -> None:
-    """Compare two JSON files; fail when this project became clearly slower in any cell."""
-    changes = compare_results(json.loads(before.read_text()), json.loads(after.read_text()))
+    """Compare two JSON files; fail when this project became clearly slower in any cell, or has no number there now."""
+    old, new = _results(before), _results(after)
+    if old["scale"] != new["scale"]:
+        raise click.UsageError(f"scale {old['scale']} and scale {new['scale']} don't compare")
+    changes = compare_results(old, new)
     for line in write_comparison(changes):
         click.echo(line)
     worse = regressions(changes, tolerance)
     for change in worse:
         cell = change.after
         click.echo(f"{cell.setting}: {cell.workload.name} is {1 - change.ratio:.0%} slower", err=True)
-    sys.exit(1 if worse else 0)
+    lost = losses(old, new)
+    for cell, reason in lost:
+        click.echo(f"{cell.setting}: {cell.workload.name} is lost: {reason}", err=True)
+    sys.exit(1 if worse or lost else 0)
+
+
+def _results(file: Path) -> dict[str, Any]:
+    try:
+        results: dict[str, Any] = json.loads(file.read_text())
+        summarize(results)
+        results["scale"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise click.UsageError(f"{file} is not what --json writes: {type(error).__name__}: {error}") from error
+    return results
+
+
+def _check_options(uri: str | None, endpoint: str | None, settings: tuple[str, ...], *outputs: Path | None) -> None:
+    """Refuse before hours of work what would fail after them."""
+    if uri is None and endpoint is not None:
+        raise click.UsageError("--endpoint goes with --uri: the local server has an endpoint of its own")
+    if uri is not None and settings:
+        raise click.UsageError("--setting is of the local server, and --uri is not")
+    *files, plots = outputs
+    try:
+        for file in files:
+            if file is not None:
+                file.open("a").close()
+        if plots is not None:
+            plots.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"can't write there: {error}") from error
+    if plots is not None and find_spec("matplotlib") is None:
+        raise click.UsageError("--plots needs matplotlib")
+
+
+def _python(text: str) -> tuple[str, str]:
+    peer, _, path = text.partition("=")
+    if peer not in NAMES or shutil.which(path) is None:
+        raise click.UsageError(f"--python is to be such as litdata=/path/to/python, not {text}")
+    return peer, path
+
+
+@contextmanager
+def _terminating_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, which removes what lies about and keeps what was measured."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _variants(knob: str) -> tuple[str, ...]:

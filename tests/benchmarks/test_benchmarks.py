@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +171,50 @@ def test_outputs_and_unfinished_uploads_are_removed(moto_server: S3Server, bucke
     assert [found["Key"] for found in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == ["theirs"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_it_measured_and_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    temporary, file = tmp_path / "temporary", tmp_path / "run.json"
+    temporary.mkdir()
+    arguments = ["--quick", "--rounds", "1000", "--workload", "read", "--json", str(file)]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        measured = next(line for line in process.stderr if "read: ours" in line)
+        assert "MB/s" in measured
+        process.send_signal(number)
+        assert "interrupted" in process.stderr.read()
+        assert "| ours |" in process.stdout.read()
+    assert process.returncode == 130
+    assert json.loads(file.read_text())["records"][0]["rate"] > 0
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--endpoint", "http://127.0.0.1:1"], "--endpoint goes with --uri"),
+        (["--uri", "s3://bucket", "--setting", "shaped"], "--setting is of the local server"),
+        (["--python", "nonsense"], "--python is to be such as"),
+        (["--python", "boto3=/no/such/python"], "--python is to be such as"),
+        (["--json", "/dev/null/run.json"], "can't write there"),
+        (["--report", "/no/such/folder/now.md"], "can't write there"),
+        (["--plots", "/dev/null/plots"], "can't write there"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["--quick", "--workload", "read", *arguments])
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+
+
 class _Liar(Peer):
     """Delivers other bytes than there are."""
 
@@ -304,6 +352,44 @@ def test_a_regression_is_clear_and_large(after: list[float], is_worse: bool) -> 
 def test_the_comparison_fails_on_a_regression(tmp_path: Path) -> None:
     for name, rate in (("a.json", 100.0), ("b.json", 50.0)):
         (tmp_path / name).write_text(json.dumps(_results(read={"ours": [rate, rate + 1]})))
-    runner = CliRunner()
-    assert runner.invoke(main, ["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]).exit_code == 1
-    assert runner.invoke(main, ["compare", str(tmp_path / "b.json"), str(tmp_path / "a.json")]).exit_code == 0
+    assert _compare(tmp_path, "a.json", "b.json").exit_code == 1
+    assert _compare(tmp_path, "b.json", "a.json").exit_code == 0
+
+
+def test_the_comparison_fails_where_a_number_is_lost(tmp_path: Path) -> None:
+    before = _results(read={"ours": [1.0], "boto3": [1.0]}, upload={"ours": [1.0]}, stream={"ours": [1.0]})
+    after = _results(read={"ours": [1.0]}, upload={"ours": [1.0]})
+    after["records"][1] = {
+        "setting": "shaped",
+        "workload": "upload",
+        "peer": "ours",
+        "round": 0,
+        "error": "OSError: no",
+    }
+    for name, results in (("a.json", before), ("b.json", after)):
+        (tmp_path / name).write_text(json.dumps(results))
+    result = _compare(tmp_path, "a.json", "b.json")
+    assert result.exit_code == 1
+    assert "shaped: stream is lost: it was not measured" in result.output
+    assert "shaped: upload is lost: OSError: no" in result.output
+    assert "read is lost" not in result.output
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"records": [1]}', '{"records": []}'])
+def test_the_comparison_refuses_what_is_no_result(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    result = _compare(tmp_path, "a.json", "a.json")
+    assert result.exit_code == 2
+    assert "a.json is not what --json writes" in result.output
+
+
+def test_the_comparison_refuses_two_scales(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(_results(read={"ours": [1.0]})))
+    (tmp_path / "b.json").write_text(json.dumps(_results(read={"ours": [1.0]}) | {"scale": "quick"}))
+    result = _compare(tmp_path, "a.json", "b.json")
+    assert result.exit_code == 2
+    assert "scale full and scale quick don't compare" in result.output
+
+
+def _compare(folder: Path, before: str, after: str) -> Result:
+    return CliRunner().invoke(main, ["compare", str(folder / before), str(folder / after)])
