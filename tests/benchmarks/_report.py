@@ -14,6 +14,7 @@ _COLUMNS = (
     "",
     "rate",
     "spread",
+    "rounds",
     "ours is",
     "CPU s/GiB",
     "peak MiB",
@@ -38,7 +39,7 @@ def _head(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"{results['made']}, {machine['processor']}, {machine['cores']} cores, {machine['system']}, "
-        f"Python {machine['python']}; scale `{results['scale']}`, {results['rounds']} rounds. "
+        f"Python {machine['python']}; scale `{results['scale']}`. "
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
         + "."
     )
@@ -59,14 +60,15 @@ def _beside(cells: Sequence[Cell]) -> Iterator[str]:
     for setting, pairs in groupby(beside_main_peer(cells), key=lambda pair: pair.ours.setting):
         yield f"## {setting}: ours beside {MAIN_PEER}"
         yield ""
-        yield from _row(["", "ours", MAIN_PEER, "rate", "CPU time", "peak memory"])
-        yield from _row(["---", *["---:"] * 5])
+        yield from _row(["", "ours", MAIN_PEER, "rounds", "rate", "CPU time", "peak memory"])
+        yield from _row(["---", *["---:"] * 6])
         for pair in pairs:
             ours, theirs, unit = pair.ours, pair.theirs, pair.ours.workload.unit
             rates = _rate(pair.our_rate, unit), _rate(pair.their_rate, unit)
+            rounds = " and ".join(dict.fromkeys(str(len(cell.rates)) for cell in (ours, theirs)))
             cpu = _quotient(ours.cpu_seconds_per_unit, theirs.cpu_seconds_per_unit)
             memory = _quotient(ours.peak_rss_bytes, theirs.peak_rss_bytes)
-            yield from _row([ours.workload.title, *rates, _ratio(ours, theirs), cpu, memory])
+            yield from _row([ours.workload.title, *rates, rounds, _ratio(ours, theirs), cpu, memory])
         yield ""
 
 
@@ -124,6 +126,7 @@ def _cells(cell: Cell, ours: Cell | None) -> list[str]:
         cell.peer,
         _rate(cell.rate, unit),
         f"{_number(min(cell.rates))}-{_number(max(cell.rates))}",
+        str(len(cell.rates)),
         "" if cell.peer == "ours" else _ratio(ours, cell),
         f"{cell.cpu_seconds_per_gib:.2f}" if is_bytes else f"{cell.cpu_seconds:.2f} s in all",
         "" if cell.peak_rss_bytes is None else f"{cell.peak_rss_bytes / 2**20:,.0f}",

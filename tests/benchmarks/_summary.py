@@ -25,7 +25,7 @@ class Cell:
         reason: Why there are no numbers, or empty.
         is_error: Whether that is because something went wrong.
         rates: Of all rounds, in the workload's unit per second.
-        first_seconds: To the first progress.
+        first_seconds: To the first progress; None where the only one was at the end.
         p50_seconds: Between one progress and the next.
         p99_seconds: The same.
         cpu_seconds: In all.
@@ -105,6 +105,13 @@ def limit(results: Mapping[str, Any], cell: Cell) -> float | None:
     return CONCURRENCY / seconds
 
 
+def _has_first(workload: str, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there was progress before the end, or the first progress is what was measured."""
+    return workload.startswith("first-batch") or all(
+        record["first_seconds"] is not None and record["first_seconds"] < record["seconds"] for record in records
+    )
+
+
 def _cell(setting: str, workload: str, peer: str, records: Sequence[Mapping[str, Any]]) -> Cell:
     whole = [record for record in records if "rate" in record]
     failed = [record for record in records if "rate" not in record]
@@ -129,7 +136,7 @@ def _cell(setting: str, workload: str, peer: str, records: Sequence[Mapping[str,
         WORKLOADS[workload],
         peer,
         rates=[record["rate"] for record in whole],
-        first_seconds=median("first_seconds"),
+        first_seconds=median("first_seconds") if _has_first(workload, whole) else None,
         p50_seconds=median("p50_seconds"),
         p99_seconds=median("p99_seconds"),
         cpu_seconds=median("cpu_seconds"),

@@ -327,10 +327,23 @@ def test_the_report_has_a_row_for_each_peer_and_the_reason_where_there_is_none()
         {"setting": "shaped", "workload": "read", "peer": "s3fs", "round": 0, "error": "OSError: no"},
     ]
     text = write_report(results)
-    assert "| s3torchconnector | 100 MB/s | 100-100 | 2.00 x |" in text
-    assert "| 200 MB/s | 100 MB/s | 2.00 x | 0.50 x | 1.00 x |" in text
+    assert "| s3torchconnector | 100 MB/s | 100-100 | 1 | 2.00 x |" in text
+    assert "| 200 MB/s | 100 MB/s | 1 | 2.00 x | 0.50 x | 1.00 x |" in text
     assert "- webdataset: reads tar only" in text
     assert "- s3fs: failed: OSError: no" in text
+
+
+def test_rows_say_how_many_rounds_they_have() -> None:
+    text = write_report(_results(read={"ours": [200.0, 201.0, 202.0], "s3torchconnector": [100.0, 101.0]}))
+    assert "| 100 MB/s | 3 and 2 | 2.00 x |" in text
+    assert "| s3torchconnector | 100 MB/s | 100-101 | 2 | 2.00 x |" in text
+
+
+def test_the_whole_time_is_no_time_to_the_first_byte() -> None:
+    results = _results(read={"ours": [1.0]}, stream={"ours": [1.0]})
+    results["records"][0]["first_seconds"] = results["records"][0]["seconds"]  # one progress, at the end
+    read, stream = summarize(results)
+    assert (read.first_seconds, stream.first_seconds) == (None, 0.25)
 
 
 @pytest.mark.parametrize(
