@@ -34,13 +34,14 @@ def claim(target: Target) -> set[str]:
     try:
         marker = json.loads(client.get_object(Bucket=target.bucket, Key=target.key(_MARKER))["Body"].read())
         is_ours = (marker["version"], marker["scale"]) == (_VERSION, target.scale_name)
+        complete = set(marker["complete"])
     except (client.exceptions.NoSuchKey, KeyError, TypeError, ValueError):
         raise ForeignDataError(
             f"{target.uri('')} holds objects of others, such as {found[0]['Key']}: name a prefix without any"
         ) from None
     if not is_ours:
         raise ForeignDataError(f"{target.uri('')} holds the data of another version: empty it or name another prefix")
-    return set(marker["complete"])
+    return complete
 
 
 def mark(target: Target, complete: Iterable[str]) -> None:

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from benchmarks import _server
 from benchmarks._bucket import claim, mark, remove_outputs
 from benchmarks._cell import Specification
@@ -109,12 +111,19 @@ def run(plan: Plan, progress: Progress) -> None:
                     assert plan.remote is not None
                     target = replace(plan.remote, local_directory=local_directory)
                     complete = claim(target)
-                    stack.callback(remove_outputs, target)
+                    stack.callback(_clean, target, progress)
                 else:
                     server, target = _server.start(setting, plan.scale, local_directory)
                     stack.enter_context(server)
                     ports = server.control_ports
                 _run_setting(plan, target, ports, complete, progress)
+
+
+def _clean(target: Target, progress: Progress) -> None:
+    try:
+        remove_outputs(target)
+    except (BotoCoreError, ClientError) as error:  # no reason to lose what was measured
+        progress.report(f"could not remove all that was written under {target.uri('')}: {error}")
 
 
 def _run_setting(plan: Plan, target: Target, ports: tuple[int, ...], complete: set[str], progress: Progress) -> None:
