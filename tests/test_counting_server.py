@@ -138,6 +138,19 @@ def test_a_copy_outlives_its_source(counting_server: CountingServer, client: Any
     assert counting_server.objects() == {"copy": b"abc"}
 
 
+def test_a_copy_is_made_of_the_source_that_is_wanted(counting_server: CountingServer, client: Any) -> None:
+    bucket, etag = counting_server.bucket, counting_server.put("source", b"abc")
+    source = {"Bucket": bucket, "Key": "source"}
+    conditions: list[dict[str, str]] = [{"CopySourceIfMatch": '"other"'}, {"CopySourceIfNoneMatch": etag}]
+    for condition in conditions:
+        with pytest.raises(ClientError) as caught:
+            client.copy_object(Bucket=bucket, Key="copy", CopySource=source, **condition)
+        assert _code(caught.value) == "PreconditionFailed"
+    assert counting_server.keys() == ["source"]
+    client.copy_object(Bucket=bucket, Key="copy", CopySource=source, CopySourceIfMatch=etag)
+    assert counting_server.get("copy") == b"abc"
+
+
 def test_both_kinds_of_chunks_are_unwrapped(counting_server: CountingServer) -> None:
     connection = http.client.HTTPConnection(urllib.parse.urlsplit(counting_server.endpoint).netloc)
     inner = b"5;chunk-signature=0\r\nhello\r\n6\r\n world\r\n0\r\nx-amz-checksum-crc32:AAAA\r\n\r\n"
@@ -246,6 +259,36 @@ def test_a_multipart_upload_is_visible_only_when_completed(counting_server: Coun
     assert counting_server.uploads() == []
     across = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={5 * 2**20 - 2}-{5 * 2**20 + 2}")["Body"].read()
     assert across == (parts[0] + parts[1])[5 * 2**20 - 2 : 5 * 2**20 + 3]
+
+
+def test_parts_are_copied_from_an_object(counting_server: CountingServer, client: Any) -> None:
+    bucket, data = counting_server.bucket, os.urandom(5 * 2**20 + 7)
+    etag = counting_server.put("source", data)
+    upload_id = client.create_multipart_upload(Bucket=bucket, Key="copy")["UploadId"]
+
+    def copy(number: int, wanted: str, **conditions: str) -> dict[str, Any]:
+        answer = client.upload_part_copy(
+            Bucket=bucket,
+            Key="copy",
+            UploadId=upload_id,
+            PartNumber=number,
+            CopySource={"Bucket": bucket, "Key": "source"},
+            CopySourceRange=wanted,
+            **conditions,
+        )
+        return {"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]}
+
+    parts = [copy(1, f"bytes=2-{5 * 2**20 + 1}", CopySourceIfMatch=etag), copy(2, "bytes=0-1")]
+    for wanted, condition, code in (
+        ("bytes=0-1", '"other"', "PreconditionFailed"),
+        (f"bytes=0-{len(data)}", etag, "InvalidArgument"),
+        ("bytes=5-", etag, "InvalidArgument"),
+    ):
+        with pytest.raises(ClientError) as caught:
+            copy(3, wanted, CopySourceIfMatch=condition)
+        assert _code(caught.value) == code
+    client.complete_multipart_upload(Bucket=bucket, Key="copy", UploadId=upload_id, MultipartUpload={"Parts": parts})
+    assert counting_server.get("copy") == data[2 : 5 * 2**20 + 2] + data[:2]
 
 
 def test_an_aborted_upload_leaves_nothing(counting_server: CountingServer, client: Any) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 
 from servers.counting._bodies import Body, DroppedBody, MemoryBody, PieceBody
 from servers.counting._errors import S3Error
 from servers.counting._messages import Request, Response, kept_headers
-from servers.counting._ranges import check_conditions
+from servers.counting._ranges import check_conditions, parse_range
 from servers.counting._store import Piece, Store, StoredObject
 from servers.counting._xml import document, element, iso_time, parse, text
 
@@ -27,12 +28,20 @@ def operation_of(request: Request) -> str:
     )
 
 
-def handlers(store: Store) -> dict[str, Callable[[Request, Body], Response]]:
-    """The operations by name."""
-    uploads = _Uploads(store)
+def handlers(
+    store: Store, source_of: Callable[[Request], StoredObject]
+) -> dict[str, Callable[[Request, Body], Response]]:
+    """The operations by name.
+
+    Args:
+        store: Where the uploads are.
+        source_of: Finds the object that a request copies.
+    """
+    uploads = _Uploads(store, source_of)
     return {
         "CreateMultipartUpload": uploads.create,
         "UploadPart": uploads.put_part,
+        "UploadPartCopy": uploads.copy_part,
         "CompleteMultipartUpload": uploads.complete,
         "AbortMultipartUpload": uploads.abort,
         "ListMultipartUploads": uploads.list_uploads,
@@ -41,8 +50,9 @@ def handlers(store: Store) -> dict[str, Callable[[Request, Body], Response]]:
 
 
 class _Uploads:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, source_of: Callable[[Request], StoredObject]) -> None:
         self._store = store
+        self._source_of = source_of
 
     def create(self, request: Request, body: Body) -> Response:
         upload = self._store.create_upload(request.bucket, request.key, kept_headers(request))
@@ -51,13 +61,20 @@ class _Uploads:
     def put_part(self, request: Request, body: Body) -> Response:
         if not isinstance(body, PieceBody | DroppedBody):
             raise TypeError(f"a body to keep, not {type(body).__name__}")
-        number = request.query.get("partNumber", "")
-        if not number.isdigit() or not 1 <= int(number) <= _MOST_PARTS:
-            raise S3Error(400, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive")
-        self._upload_id(request)
+        number, upload_id = _part_number(request), self._upload_id(request)
         piece = body.finish()
-        self._store.put_part(request.query["uploadId"], int(number), piece)
+        self._store.put_part(upload_id, number, piece)
         return Response(200, {"ETag": piece.etag})
+
+    def copy_part(self, request: Request, body: Body) -> Response:
+        number, upload_id, source = _part_number(request), self._upload_id(request), self._source_of(request)
+        start, end = _source_range(request, source.size)
+        writer = self._store.new_piece(end - start)
+        for view in source.views(start, end):
+            writer.write(view)
+        piece = writer.finish()
+        self._store.put_part(upload_id, number, piece)
+        return document("CopyPartResult", [text("ETag", piece.etag), text("LastModified", iso_time(time.time()))])
 
     def complete(self, request: Request, body: Body) -> Response:
         if not isinstance(body, MemoryBody):
@@ -127,6 +144,24 @@ class _Uploads:
         if any(piece.size < SMALLEST_PART_BYTES for piece in pieces[:-1]):
             raise S3Error(400, "EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size")
         return pieces
+
+
+def _part_number(request: Request) -> int:
+    number = request.query.get("partNumber", "")
+    if not number.isdigit() or not 1 <= int(number) <= _MOST_PARTS:
+        raise S3Error(400, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive")
+    return int(number)
+
+
+def _source_range(request: Request, size: int) -> tuple[int, int]:
+    """The bytes `[start, end)` that a part is copied from; unlike those of a read, they must all be there."""
+    wanted = request.headers.get("x-amz-copy-source-range")
+    if wanted is None:
+        return 0, size
+    span = parse_range(wanted, size)
+    if span is None or wanted != f"bytes={span[0]}-{span[1] - 1}":
+        raise S3Error(400, "InvalidArgument", f"Range specified is not valid for source object of size: {size}")
+    return span
 
 
 def _names(request: Request) -> list[str]:

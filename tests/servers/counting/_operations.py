@@ -14,7 +14,7 @@ from servers.counting._errors import S3Error
 from servers.counting._listing import list_objects
 from servers.counting._messages import Request, Response, kept_headers
 from servers.counting._objects import GeneratedObjects, S3Object
-from servers.counting._ranges import check_conditions, parse_range
+from servers.counting._ranges import check_conditions, check_source_conditions, parse_range
 from servers.counting._store import Store, StoredObject
 from servers.counting._xml import document, element, iso_time, parse, text
 
@@ -50,7 +50,7 @@ class S3Service:
             "DeleteBucket": self._delete_bucket,
             "HeadBucket": self._head_bucket,
             "GetBucketLocation": self._location,
-            **_multipart.handlers(store),
+            **_multipart.handlers(store, self._source),
         }
 
     def clear(self) -> None:
@@ -141,15 +141,21 @@ class S3Service:
         return Response(200, {"ETag": piece.etag})
 
     def _copy(self, request: Request, body: Body) -> Response:
-        bucket, _, key = unquote(request.headers["x-amz-copy-source"]).removeprefix("/").partition("/")
-        source = self._existing(bucket, key.partition("?versionId=")[0])
-        if not isinstance(source, StoredObject):
-            raise S3Error(501, "NotImplemented", "generated objects can't be copied")
+        source = self._source(request)
         copied = self.store.copy(source, request.key)
         self.store.put(request.bucket, copied)
         return document(
             "CopyObjectResult", [text("ETag", copied.etag), text("LastModified", iso_time(copied.modified))]
         )
+
+    def _source(self, request: Request) -> StoredObject:
+        """The object that a copy is made of."""
+        bucket, _, key = unquote(request.headers["x-amz-copy-source"]).removeprefix("/").partition("/")
+        source = self._existing(bucket, key.partition("?versionId=")[0])
+        check_source_conditions(request.headers, source.etag)
+        if not isinstance(source, StoredObject):
+            raise S3Error(501, "NotImplemented", "generated objects can't be copied")
+        return source
 
     def _delete(self, request: Request, body: Body) -> Response:
         self.store.delete(request.bucket, request.key)

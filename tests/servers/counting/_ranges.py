@@ -47,5 +47,16 @@ def check_conditions(headers: Mapping[str, str], etag: str | None, is_read: bool
         raise S3Error(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
 
 
+def check_source_conditions(headers: Mapping[str, str], etag: str) -> None:
+    """Check what a copy wants of its source, as `check_conditions` does; unlike a read, it is never answered by 304.
+
+    Raises:
+        S3Error: 412.
+    """
+    start = "x-amz-copy-source-"
+    own = {name.removeprefix(start): value for name, value in headers.items() if name.startswith(start)}
+    check_conditions(own, etag, is_read=False)
+
+
 def _matches(header: str, etag: str) -> bool:
     return header == "*" or any(one.strip().strip('"') == etag.strip('"') for one in header.split(","))
