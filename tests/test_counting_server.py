@@ -122,6 +122,32 @@ def test_a_missing_object_and_a_missing_bucket_are_told_apart(counting_server: C
         assert _code(caught.value) == code
 
 
+def test_a_missing_bucket_holds_nothing_to_delete_or_to_list(client: Any) -> None:
+    bucket = "no-such-bucket"
+    calls: list[Callable[[], Any]] = [
+        lambda: client.delete_object(Bucket=bucket, Key="a"),
+        lambda: client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "a"}]}),
+        lambda: client.delete_bucket(Bucket=bucket),
+        lambda: client.list_objects_v2(Bucket=bucket),
+        lambda: client.list_multipart_uploads(Bucket=bucket),
+    ]
+    for call in calls:
+        with pytest.raises(ClientError) as caught:
+            call()
+        assert _code(caught.value) == "NoSuchBucket"
+
+
+def test_an_object_is_deleted_under_a_condition(counting_server: CountingServer, client: Any) -> None:
+    bucket, etag = counting_server.bucket, counting_server.put("a", b"abc")
+    for key, condition, code in (("a", '"other"', "PreconditionFailed"), ("none", etag, "NoSuchKey")):
+        with pytest.raises(ClientError) as caught:
+            client.delete_object(Bucket=bucket, Key=key, IfMatch=condition)
+        assert _code(caught.value) == code
+    assert counting_server.keys() == ["a"]
+    client.delete_object(Bucket=bucket, Key="a", IfMatch=etag)
+    assert counting_server.keys() == []
+
+
 def test_an_archived_object_has_a_head_and_no_body(counting_server: CountingServer, client: Any) -> None:
     counting_server.put("a", b"abc", headers={"x-amz-storage-class": "GLACIER"})
     assert client.head_object(Bucket=counting_server.bucket, Key="a")["StorageClass"] == "GLACIER"

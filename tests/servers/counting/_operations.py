@@ -158,6 +158,9 @@ class S3Service:
         return source
 
     def _delete(self, request: Request, body: Body) -> Response:
+        if "if-match" in request.headers:
+            found = self._existing(request.bucket, request.key)
+            check_conditions(request.headers, found.etag, is_read=False)
         self.store.delete(request.bucket, request.key)
         return Response(204)
 

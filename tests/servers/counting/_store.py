@@ -160,6 +160,7 @@ class Store:
 
     def delete(self, bucket: str, key: str) -> None:
         """Remove an object; one that is not there is no error."""
+        self._bucket(bucket)
         before = self.get(bucket, key)
         if before is not None:
             os.unlink(self._object_path(bucket, key))
