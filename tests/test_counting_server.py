@@ -238,6 +238,15 @@ def test_a_listing_starts_after_a_key(counting_server: CountingServer, client: A
     assert [c["Key"] for c in client.list_objects(Bucket=counting_server.bucket, Marker="b")["Contents"]] == ["c", "d"]
 
 
+def test_a_listing_of_fewer_than_no_keys_is_refused(counting_server: CountingServer, client: Any) -> None:
+    counting_server.put("a", b"")
+    assert client.list_objects_v2(Bucket=counting_server.bucket, MaxKeys=0)["KeyCount"] == 0
+    for most in (-1, -1000):
+        with pytest.raises(ClientError) as caught:
+            client.list_objects_v2(Bucket=counting_server.bucket, MaxKeys=most)
+        assert _code(caught.value) == "InvalidArgument"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no two processes share a port")
 def test_generated_objects_are_listed_and_read_from_every_process() -> None:
     folder = GeneratedObjects("generated", "train/", count=2345, smallest=10, largest=99, suffix=".bin")

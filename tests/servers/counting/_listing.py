@@ -45,6 +45,8 @@ def list_objects(request: Request, stored: Sequence[S3Object], generated: Sequen
         most = min(int(query.get("max-keys", _MOST_KEYS)), _MOST_KEYS)
     except ValueError:
         raise S3Error(400, "InvalidArgument", "max-keys is not a number") from None
+    if most < 0:
+        raise S3Error(400, "InvalidArgument", "Argument maxKeys must be an integer between 0 and 2147483647")
     is_quoted = query.get("encoding-type") == "url"
 
     stored = [found for found in stored if found.key.startswith(prefix)]
