@@ -164,6 +164,19 @@ def test_a_copy_outlives_its_source(counting_server: CountingServer, client: Any
     assert counting_server.objects() == {"copy": b"abc"}
 
 
+def test_a_copy_has_the_metadata_of_its_source_or_other(counting_server: CountingServer, client: Any) -> None:
+    bucket = counting_server.bucket
+    source = {"Bucket": bucket, "Key": "source"}
+    counting_server.put("source", b"abc", headers={"x-amz-meta-colour": "red", "content-type": "text/plain"})
+    client.copy_object(Bucket=bucket, Key="kept", CopySource=source, Metadata={"colour": "blue"})
+    client.copy_object(
+        Bucket=bucket, Key="replaced", CopySource=source, Metadata={"colour": "blue"}, MetadataDirective="REPLACE"
+    )
+    heads = {key: client.head_object(Bucket=bucket, Key=key) for key in ("kept", "replaced")}
+    assert {key: head["Metadata"]["colour"] for key, head in heads.items()} == {"kept": "red", "replaced": "blue"}
+    assert [head["ContentType"] for head in heads.values()] == ["text/plain", "binary/octet-stream"]
+
+
 def test_a_copy_is_made_of_the_source_that_is_wanted(counting_server: CountingServer, client: Any) -> None:
     bucket, etag = counting_server.bucket, counting_server.put("source", b"abc")
     source = {"Bucket": bucket, "Key": "source"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from email.utils import formatdate
 from functools import lru_cache
 from urllib.parse import unquote
@@ -143,6 +144,8 @@ class S3Service:
     def _copy(self, request: Request, body: Body) -> Response:
         source = self._source(request)
         copied = self.store.copy(source, request.key)
+        if request.headers.get("x-amz-metadata-directive") == "REPLACE":
+            copied = replace(copied, headers=kept_headers(request))
         self.store.put(request.bucket, copied)
         return document(
             "CopyObjectResult", [text("ETag", copied.etag), text("LastModified", iso_time(copied.modified))]
