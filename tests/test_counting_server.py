@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import random
@@ -20,6 +21,7 @@ from botocore.exceptions import ClientError, HTTPClientError, ResponseStreamingE
 
 from servers import CountingServer, start_counting_server
 from servers.counting import GeneratedObjects
+from servers.counting._errors import S3Error
 from servers.counting._maps import Maps
 from servers.counting._store import Store, StoredObject
 
@@ -113,6 +115,31 @@ def test_conditions_are_checked(counting_server: CountingServer, client: Any) ->
             call()
         assert _code(caught.value) == "PreconditionFailed"
     assert counting_server.get("a") == b"old"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no two processes share a port")
+def test_of_writers_to_two_processes_one_is_the_first() -> None:
+    with start_counting_server(processes=2) as server:
+        clients = [server.boto3_client(retries={"total_max_attempts": 1}) for _ in range(6)]
+        barrier = threading.Barrier(6, timeout=60)
+
+        def race(number: int) -> list[str]:
+            outcomes = []
+            for key in range(100):
+                barrier.wait()
+                try:
+                    clients[number].put_object(Bucket=server.bucket, Key=str(key), Body=b"%d" % number, IfNoneMatch="*")
+                    outcomes.append("first")
+                except ClientError as error:
+                    outcomes.append(_code(error))
+            clients[number].close()
+            return outcomes
+
+        with ThreadPoolExecutor(6) as threads:
+            outcomes = list(zip(*threads.map(race, range(6)), strict=True))
+        assert [sorted(of_key) for of_key in outcomes] == [["PreconditionFailed"] * 5 + ["first"]] * 100
+        winners = {str(key): b"%d" % of_key.index("first") for key, of_key in enumerate(outcomes)}
+        assert server.objects() == dict(sorted(winners.items()))
 
 
 def test_a_missing_object_and_a_missing_bucket_are_told_apart(counting_server: CountingServer, client: Any) -> None:
@@ -630,6 +657,16 @@ def store(tmp_path: Path) -> Store:
     store = Store(tmp_path, kept_pieces=1)
     store.create_bucket("bucket")
     return store
+
+
+def test_the_first_object_of_a_key_replaces_none(store: Store, tmp_path: Path) -> None:
+    _put(store, "a", b"first")
+    other = Store(tmp_path).new_piece()
+    other.write(b"other")
+    with pytest.raises(S3Error) as caught:
+        Store(tmp_path).put("bucket", StoredObject("a", '"other"', [other.finish()]), is_first=True)
+    assert (caught.value.code, _bytes(store, "a")) == ("PreconditionFailed", b"first")
+    assert [path.name for path in (tmp_path / "buckets/bucket").iterdir()] == [hashlib.sha1(b"a").hexdigest()]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is kept there")

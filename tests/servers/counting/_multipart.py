@@ -9,7 +9,7 @@ from collections.abc import Callable
 from servers.counting._bodies import Body, DroppedBody, MemoryBody, PieceBody
 from servers.counting._errors import S3Error
 from servers.counting._messages import Request, Response, kept_headers
-from servers.counting._ranges import check_conditions, parse_range
+from servers.counting._ranges import check_conditions, must_be_first, parse_range
 from servers.counting._store import Piece, Store, StoredObject
 from servers.counting._xml import document, element, iso_time, parse, text
 
@@ -86,7 +86,8 @@ class _Uploads:
         sums = hashlib.md5(b"".join(bytes.fromhex(piece.etag.strip('"')) for piece in pieces), usedforsecurity=False)
         etag = f'"{sums.hexdigest()}-{len(pieces)}"'
         headers = self._store.upload(upload_id).headers
-        self._store.put(request.bucket, StoredObject(request.key, etag, pieces, headers))
+        stored = StoredObject(request.key, etag, pieces, headers)
+        self._store.put(request.bucket, stored, is_first=must_be_first(request.headers))
         self._store.end_upload(upload_id, keep=pieces)
         return document("CompleteMultipartUploadResult", [*_names(request), text("ETag", etag)])
 

@@ -15,7 +15,7 @@ from servers.counting._errors import S3Error
 from servers.counting._listing import list_objects
 from servers.counting._messages import Request, Response, kept_headers
 from servers.counting._objects import GeneratedObjects, S3Object
-from servers.counting._ranges import check_conditions, check_source_conditions, parse_range
+from servers.counting._ranges import check_conditions, check_source_conditions, must_be_first, parse_range
 from servers.counting._store import Store, StoredObject
 from servers.counting._xml import document, element, iso_time, parse, text
 
@@ -138,7 +138,8 @@ class S3Service:
         before = self.find(request.bucket, request.key)
         check_conditions(request.headers, before.etag if before else None, is_read=False)
         piece = body.finish()
-        self.store.put(request.bucket, StoredObject(request.key, piece.etag, [piece], kept_headers(request)))
+        stored = StoredObject(request.key, piece.etag, [piece], kept_headers(request))
+        self.store.put(request.bucket, stored, is_first=must_be_first(request.headers))
         return Response(200, {"ETag": piece.etag})
 
     def _copy(self, request: Request, body: Body) -> Response:

@@ -47,6 +47,11 @@ def check_conditions(headers: Mapping[str, str], etag: str | None, is_read: bool
         raise S3Error(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
 
 
+def must_be_first(headers: Mapping[str, str]) -> bool:
+    """Whether a write is for a key that has no object, which only the moment of the write can tell."""
+    return headers.get("if-none-match") == "*"
+
+
 def check_source_conditions(headers: Mapping[str, str], etag: str) -> None:
     """Check what a copy wants of its source, as `check_conditions` does; unlike a read, it is never answered by 304.
 

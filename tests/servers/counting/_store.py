@@ -6,7 +6,8 @@
     pieces/NAME                  bytes; the completed upload names the pieces of its parts, and copies nothing
     free/NAME                    the file of a piece that was removed, for another piece
 
-Every JSON file appears by a rename, so that a reader sees the old object or the new one.
+Every JSON file appears by a rename, so that a reader sees the old object or the new one; or by a link, which only the
+first of several writers can make.
 """
 
 from __future__ import annotations
@@ -150,11 +151,20 @@ class Store:
             if stored is not None:
                 yield stored
 
-    def put(self, bucket: str, stored: StoredObject) -> None:
-        """Make an object visible under its key, in place of the one before it."""
+    def put(self, bucket: str, stored: StoredObject, *, is_first: bool = False) -> None:
+        """Make an object visible under its key, in place of the one before it.
+
+        Args:
+            bucket: The bucket.
+            stored: The object.
+            is_first: Whether there must be none before it, not even one that another process puts meanwhile.
+
+        Raises:
+            S3Error: There is one, or no bucket.
+        """
         path = self._object_path(bucket, stored.key)
-        before = self._read(path)
-        self._write_json(path, asdict(stored))
+        before = None if is_first else self._read(path)
+        self._write_json(path, asdict(stored), is_first)
         if before is not None:
             self._remove_pieces(before.pieces)
 
@@ -163,7 +173,7 @@ class Store:
         self._bucket(bucket)
         before = self.get(bucket, key)
         if before is not None:
-            os.unlink(self._object_path(bucket, key))
+            Path(self._object_path(bucket, key)).unlink(missing_ok=True)
             self._remove_pieces(before.pieces)
 
     def new_piece(self, size: int = 0) -> PieceWriter:
@@ -254,14 +264,22 @@ class Store:
         self._seen[path] = (version, stored)
         return stored
 
-    def _write_json(self, path: str, fields: dict[str, Any]) -> None:
+    def _write_json(self, path: str, fields: dict[str, Any], is_first: bool = False) -> None:
         temporary = f"{path}.{uuid.uuid4().hex}"
         try:
             with open(temporary, "w") as file:
                 json.dump(fields, file)
         except FileNotFoundError:
             raise S3Error(404, "NoSuchBucket", "The specified bucket does not exist") from None
-        os.replace(temporary, path)
+        if not is_first:
+            os.replace(temporary, path)
+            return
+        try:
+            os.link(temporary, path)  # which replaces nothing
+        except FileExistsError:
+            raise S3Error(412, "PreconditionFailed", "another writer was the first") from None
+        finally:
+            os.unlink(temporary)
 
     def _remove_pieces(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
