@@ -13,8 +13,9 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from botocore.exceptions import ClientError, HTTPClientError, ResponseStreamingError
@@ -31,11 +32,50 @@ TICK_SECONDS = 1 / 64 if sys.platform == "win32" else 0.001
 ODD_KEYS = ["a//b", "dir/", "/lead", "a/../b", "sp ace+%41ü漢", "&<>'\"", "~tilde", "a\tb"]
 
 
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    @property
+    def code(self) -> str:
+        """S3's code for an error; else empty."""
+        return self.body.partition(b"<Code>")[2].partition(b"</Code>")[0].decode()
+
+
+class Wire:
+    """Requests with headers that boto3 would not send."""
+
+    def __init__(self, server: CountingServer) -> None:
+        # It connects again by itself when the server closes the connection.
+        self._connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.endpoint).netloc)
+        self._bucket = server.bucket
+
+    def send(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
+        """Send one, and return the status, the headers and the body of the answer."""
+        self._connection.request(method, f"/{self._bucket}/{path}", body, headers or {})
+        answer = self._connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+
 @pytest.fixture
 def client(counting_server: CountingServer) -> Iterator[Any]:
     client = counting_server.boto3_client(retries={"total_max_attempts": 1})
     yield client
     client.close()
+
+
+@pytest.fixture
+def wire(counting_server: CountingServer) -> Iterator[Wire]:
+    wire = Wire(counting_server)
+    yield wire
+    wire.close()
 
 
 def _code(error: ClientError) -> str:
@@ -230,13 +270,21 @@ def test_both_kinds_of_chunks_are_unwrapped(counting_server: CountingServer) -> 
 
 
 @pytest.mark.parametrize("body", [b"x" * 5000, b"zz\r\nhello\r\n0\r\n\r\n"], ids=["no line", "no size"])
-def test_a_body_that_is_not_in_chunks_is_refused(counting_server: CountingServer, body: bytes) -> None:
-    connection = http.client.HTTPConnection(urllib.parse.urlsplit(counting_server.endpoint).netloc)
-    connection.request("PUT", f"/{counting_server.bucket}/a", body, {"Content-Encoding": "aws-chunked"})
-    answer = connection.getresponse()
-    assert (answer.status, b"<Code>IncompleteBody</Code>" in answer.read()) == (400, True)
-    connection.close()
+def test_a_body_that_is_not_in_chunks_is_refused(counting_server: CountingServer, wire: Wire, body: bytes) -> None:
+    answer = wire.send("PUT", "a", body, {"Content-Encoding": "aws-chunked"})
+    assert (answer.status, answer.code) == (400, "IncompleteBody")
     assert counting_server.keys() == []
+
+
+@pytest.mark.parametrize("body", [b"9\r\nabc", b"9\r\nabcdefghi\r\n", b"3\r\nabc\r\n0\r\n\r\n"])
+def test_a_body_whose_chunks_are_not_all_here_is_refused(
+    counting_server: CountingServer, wire: Wire, body: bytes
+) -> None:
+    headers = {"Content-Encoding": "aws-chunked", "x-amz-decoded-content-length": "9"}
+    answer = wire.send("PUT", "a", body, headers)
+    assert (answer.status, answer.code) == (400, "IncompleteBody")
+    assert wire.send("PUT", "b", b"9\r\nabcdefghi\r\n0\r\n\r\n", headers).status == 200
+    assert counting_server.objects() == {"b": b"abcdefghi"}
 
 
 # Listings

@@ -83,6 +83,7 @@ class ChunkDecoder:
         self._left_in_chunk = 0
         self._is_in_trailers = False
         self.is_done = False
+        self.size = 0
         self.trailers: dict[str, str] = {}
 
     def feed(self, data: bytes | memoryview) -> memoryview:
@@ -97,6 +98,7 @@ class ChunkDecoder:
             if self._left_in_chunk:
                 chunk = left[: self._left_in_chunk]
                 self._write(chunk)
+                self.size += len(chunk)
                 self._left_in_chunk -= len(chunk)
                 left = left[len(chunk) :]
                 continue

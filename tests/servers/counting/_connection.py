@@ -183,6 +183,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             if fault is not None and fault.status is not None:
                 raise S3Error(fault.status, fault.code, fault.message)
+            exchange.check_body()
             response = service.respond(exchange.operation, request, exchange.body)
         except S3Error as error:
             exchange.body.discard()

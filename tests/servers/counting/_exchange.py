@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from servers.counting._bodies import Body, ChunkDecoder
+from servers.counting._errors import S3Error
 from servers.counting._faults import Fault
 from servers.counting._messages import Bytes, Request, Response
 from servers.counting._records import RecordedRequest
@@ -38,9 +39,11 @@ class Exchange:
         self.is_last = headers.get("connection", "").lower() == "close"
         self._to_come = int(headers.get("content-length") or 0)
         self._chunks: ChunkDecoder | None = None
+        self._inner_chunks: ChunkDecoder | None = None
         write = body.write
         if "aws-chunked" in headers.get("content-encoding", ""):
-            write = ChunkDecoder(write).feed  # type: ignore[assignment]  # what it returns is of no use here
+            self._inner_chunks = ChunkDecoder(write)
+            write = self._inner_chunks.feed  # type: ignore[assignment]  # what it returns is of no use here
         if headers.get("transfer-encoding", "").lower() == "chunked":
             self._chunks = ChunkDecoder(write)
         self._write = write
@@ -61,6 +64,18 @@ class Exchange:
         self._to_come -= len(piece)
         self.received += len(piece)
         return data[len(piece) :]
+
+    def check_body(self) -> None:
+        """Check a body that is here as far as HTTP goes.
+
+        Raises:
+            S3Error: S3's own chunks in it are not all here.
+        """
+        inner = self._inner_chunks
+        if inner is not None:
+            size = self.request.headers.get("x-amz-decoded-content-length")
+            if not inner.is_done or size not in (None, str(inner.size)):
+                raise S3Error(400, "IncompleteBody", f"the body ends after {inner.size} bytes in chunks")
 
     def limit_body(self) -> None:
         """Set out how much of the body is sent at all."""
