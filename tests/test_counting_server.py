@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
+import itertools
 import os
 import random
 import socket
@@ -287,6 +289,75 @@ def test_a_body_whose_chunks_are_not_all_here_is_refused(
     assert counting_server.objects() == {"b": b"abcdefghi"}
 
 
+# Of b"123456789": the check values of https://reveng.sourceforge.io/crc-catalogue/, and what `md5sum` and others print.
+NINE_DIGITS = {
+    "Content-MD5": "25f9e794323b453885f5181f1b624d0b",
+    "x-amz-checksum-crc32": "cbf43926",
+    "x-amz-checksum-crc32c": "e3069283",
+    "x-amz-checksum-crc64nvme": "ae8b14860a799888",
+    "x-amz-checksum-sha1": "f7c3bc1d808e04732adf679965ccc34ca7ae3441",
+    "x-amz-checksum-sha256": "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225",
+}
+
+
+def _checksum(header: str) -> str:
+    return base64.b64encode(bytes.fromhex(NINE_DIGITS[header])).decode()
+
+
+@pytest.mark.parametrize("header", NINE_DIGITS)
+def test_a_body_is_compared_with_its_checksum(
+    counting_server: CountingServer, client: Any, wire: Wire, header: str
+) -> None:
+    bucket = counting_server.bucket
+    upload_id = client.create_multipart_upload(Bucket=bucket, Key="a")["UploadId"]
+    for path in ("a", f"a?partNumber=1&uploadId={upload_id}"):
+        refused = wire.send("PUT", path, b"123456780", {header: _checksum(header)})
+        assert (refused.status, refused.code) == (400, "BadDigest")
+        assert counting_server.keys() == []
+        assert "Parts" not in client.list_parts(Bucket=bucket, Key="a", UploadId=upload_id)
+    for path in (f"a?partNumber=1&uploadId={upload_id}", "a"):
+        answer = wire.send("PUT", path, b"123456789", {header: _checksum(header)})
+        assert answer.status == 200
+        assert answer.headers.get(header) == (_checksum(header) if header != "Content-MD5" else None)
+    assert counting_server.objects() == {"a": b"123456789"}
+
+
+def test_the_checksum_in_a_trailer_is_one_too(counting_server: CountingServer, wire: Wire) -> None:
+    name = "x-amz-checksum-crc32"
+    headers = {"Content-Encoding": "aws-chunked", "x-amz-trailer": name, "x-amz-decoded-content-length": "9"}
+    chunks = b"4\r\n1234\r\n5\r\n56789\r\n0\r\n"
+    for trailer in (b"", b"x-amz-checksum-crc32:AAAAAA==\r\n"):
+        assert wire.send("PUT", "a", chunks + trailer + b"\r\n", headers).code == "BadDigest"
+    assert counting_server.keys() == []
+    assert wire.send("PUT", "a", chunks + f"{name}:{_checksum(name)}\r\n\r\n".encode(), headers).status == 200
+    assert counting_server.get("a") == b"123456789"
+
+
+def test_keys_to_delete_are_compared_with_their_checksum(counting_server: CountingServer, wire: Wire) -> None:
+    counting_server.put("a", b"abc")
+    body = b"<Delete><Object><Key>a</Key></Object></Delete>"
+    assert wire.send("POST", "?delete", body, {"Content-MD5": _checksum("Content-MD5")}).code == "BadDigest"
+    assert counting_server.keys() == ["a"]
+    checksum = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+    assert wire.send("POST", "?delete", body, {"Content-MD5": checksum}).status == 200
+    assert counting_server.keys() == []
+
+
+def test_an_object_is_answered_with_its_checksum_where_that_is_asked_for(
+    counting_server: CountingServer, client: Any, wire: Wire
+) -> None:
+    name, asked = "x-amz-checksum-crc64nvme", {"x-amz-checksum-mode": "ENABLED"}
+    wire.send("PUT", "a", b"123456789", {name: _checksum(name)})
+    source = {"Bucket": counting_server.bucket, "Key": "a"}
+    client.copy_object(Bucket=counting_server.bucket, Key="copy", CopySource=source)
+    for method, key in itertools.product(("HEAD", "GET"), ("a", "copy")):
+        answer = wire.send(method, key, headers=asked)
+        assert answer.headers[name] == _checksum(name)
+        assert answer.headers["x-amz-checksum-type"] == "FULL_OBJECT"
+        assert name not in wire.send(method, key).headers
+        assert name not in wire.send(method, key, headers={**asked, "Range": "bytes=0-3"}).headers
+
+
 # Listings
 
 
@@ -445,6 +516,34 @@ def test_parts_that_s3_refuses_are_refused(counting_server: CountingServer, clie
                 Bucket=bucket, Key="a", UploadId=upload_id, MultipartUpload={"Parts": parts}
             )
         assert _code(caught.value) == code
+
+
+def test_parts_are_completed_by_the_checksums_that_they_came_with(
+    counting_server: CountingServer, client: Any, wire: Wire
+) -> None:
+    bucket, name = counting_server.bucket, "x-amz-checksum-crc64nvme"
+    upload_id = client.create_multipart_upload(Bucket=bucket, Key="a")["UploadId"]
+    sent = wire.send("PUT", f"a?partNumber=1&uploadId={upload_id}", b"123456789", {name: _checksum(name)})
+    etag = sent.headers["ETag"]
+    (listed,) = client.list_parts(Bucket=bucket, Key="a", UploadId=upload_id)["Parts"]
+    assert listed["ChecksumCRC64NVME"] == _checksum(name)
+    for wrong in ({"ChecksumCRC64NVME": "AAAAAAAAAAA="}, {"ChecksumSHA256": _checksum("x-amz-checksum-sha256")}):
+        with pytest.raises(ClientError) as caught:
+            client.complete_multipart_upload(
+                Bucket=bucket,
+                Key="a",
+                UploadId=upload_id,
+                MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag, **wrong}]},
+            )
+        assert _code(caught.value) == "InvalidPart"
+    assert counting_server.keys() == []
+    client.complete_multipart_upload(
+        Bucket=bucket,
+        Key="a",
+        UploadId=upload_id,
+        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag, "ChecksumCRC64NVME": _checksum(name)}]},
+    )
+    assert counting_server.get("a") == b"123456789"
 
 
 # Records

@@ -54,7 +54,7 @@ def bucket(moto_server: S3Server) -> str:
 @pytest.fixture(scope="session")
 def counting_process() -> Iterator[CountingServer]:
     """The process behind `counting_server`."""
-    with start_counting_server() as server:
+    with start_counting_server(checks_bodies=True) as server:
         yield server
 
 

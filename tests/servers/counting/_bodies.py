@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
+from servers.counting._checksums import BodySums
 from servers.counting._errors import S3Error
 from servers.counting._store import Piece, PieceWriter
 
@@ -36,19 +38,38 @@ class MemoryBody:
 
 
 class PieceBody:
-    """A body to keep: the bytes of an object or a part."""
+    """A body to keep: the bytes of an object or a part.
 
-    def __init__(self, writer: PieceWriter) -> None:
+    Args:
+        writer: Where they go.
+        sums: Their checksums; None for bytes that are not checked.
+    """
+
+    def __init__(self, writer: PieceWriter, sums: BodySums | None = None) -> None:
         self._writer = writer
-        self.write = writer.write
+        self._sums = sums
+        self.write = writer.write if sums is None else self._write_and_sum
 
-    def finish(self) -> Piece:
-        """The bytes, complete."""
-        return self._writer.finish()
+    def finish(self, headers: Mapping[str, str]) -> Piece:
+        """The bytes, complete.
+
+        Args:
+            headers: Of the request, and its trailers.
+
+        Raises:
+            S3Error: They are not those of the checksum there.
+        """
+        piece = self._writer.finish()
+        return piece if self._sums is None else replace(piece, checksums=self._sums.check(headers))
 
     def discard(self) -> None:
         """Remove what has arrived."""
         self._writer.discard()
+
+    def _write_and_sum(self, data: bytes | memoryview) -> None:
+        self._writer.write(data)
+        assert self._sums is not None
+        self._sums.update(data)
 
 
 class DroppedBody:
@@ -62,7 +83,7 @@ class DroppedBody:
         """Count more bytes."""
         self._size += len(data)
 
-    def finish(self) -> Piece:
+    def finish(self, headers: Mapping[str, str]) -> Piece:
         """As many zeros."""
         return Piece("", self._size, self._etag)
 

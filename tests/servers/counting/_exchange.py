@@ -66,7 +66,7 @@ class Exchange:
         return data[len(piece) :]
 
     def check_body(self) -> None:
-        """Check a body that is here as far as HTTP goes.
+        """Check a body that is here as far as HTTP goes, and take its trailers for headers.
 
         Raises:
             S3Error: S3's own chunks in it are not all here.
@@ -76,6 +76,7 @@ class Exchange:
             size = self.request.headers.get("x-amz-decoded-content-length")
             if not inner.is_done or size not in (None, str(inner.size)):
                 raise S3Error(400, "IncompleteBody", f"the body ends after {inner.size} bytes in chunks")
+            self.request.headers.update(inner.trailers)
 
     def limit_body(self) -> None:
         """Set out how much of the body is sent at all."""

@@ -21,7 +21,7 @@ async def serve(settings: Settings) -> None:
     """Serve until killed; print the ports first."""
     loop = asyncio.get_running_loop()
     store = Store(Path(settings.root), settings.is_md5, settings.kept_pieces)
-    service = S3Service(store, settings.generated, settings.dropped)
+    service = S3Service(store, settings.generated, settings.dropped, settings.checks_bodies)
     site = Site(service, settings.shape, Records(settings.is_recording))
     server = await loop.create_server(
         lambda: Connection(site, loop),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from servers.counting._bodies import Body, DroppedBody, MemoryBody, PieceBody
+from servers.counting._checksums import element_of
 from servers.counting._errors import S3Error
 from servers.counting._messages import Request, Response, kept_headers
 from servers.counting._ranges import check_conditions, must_be_first, parse_range
@@ -62,9 +63,9 @@ class _Uploads:
         if not isinstance(body, PieceBody | DroppedBody):
             raise TypeError(f"a body to keep, not {type(body).__name__}")
         number, upload_id = _part_number(request), self._upload_id(request)
-        piece = body.finish()
+        piece = body.finish(request.headers)
         self._store.put_part(upload_id, number, piece)
-        return Response(200, {"ETag": piece.etag})
+        return Response(200, {"ETag": piece.etag, **piece.checksums})
 
     def copy_part(self, request: Request, body: Body) -> Response:
         number, upload_id, source = _part_number(request), self._upload_id(request), self._source_of(request)
@@ -116,7 +117,13 @@ class _Uploads:
     def list_parts(self, request: Request, body: Body) -> Response:
         upload_id = self._upload_id(request)
         parts = [
-            element("Part", text("PartNumber", number), text("ETag", part.etag), text("Size", part.size))
+            element(
+                "Part",
+                text("PartNumber", number),
+                text("ETag", part.etag),
+                text("Size", part.size),
+                *(text(element_of(header), checksum) for header, checksum in part.checksums.items()),
+            )
             for number, part in self._store.parts(upload_id).items()
         ]
         names = [*_names(request), text("UploadId", upload_id), text("IsTruncated", "false")]
@@ -136,6 +143,10 @@ class _Uploads:
             number, etag = int(node.findtext("PartNumber", "0")), node.findtext("ETag", "")
             if number not in there or there[number].etag.strip('"') != etag.strip('"'):
                 raise S3Error(400, "InvalidPart", f"Part {number} could not be found, or its ETag is another one")
+            checksums = {element_of(header): value for header, value in there[number].checksums.items()}
+            stated = {child.tag: child.text for child in node if child.tag.startswith("Checksum")}
+            if checksums and not stated.items() <= checksums.items():
+                raise S3Error(400, "InvalidPart", f"Part {number} has another checksum: {checksums}")
             numbers.append(number)
             pieces.append(there[number])
         if not pieces:

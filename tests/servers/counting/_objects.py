@@ -31,6 +31,10 @@ class S3Object(Protocol):
         """Stored with it and answered with it."""
 
     @property
+    def checksums(self) -> Mapping[str, str]:
+        """Of all its bytes, as far as they are known, by the names of their headers."""
+
+    @property
     def part_sizes(self) -> Sequence[int]:
         """Bytes of each part that it was uploaded in."""
 
@@ -94,6 +98,11 @@ class GeneratedObject:
 
     @property
     def headers(self) -> Mapping[str, str]:
+        """None."""
+        return _NO_HEADERS
+
+    @property
+    def checksums(self) -> Mapping[str, str]:
         """None."""
         return _NO_HEADERS
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from servers.counting import _multipart
 from servers.counting._bodies import Body, DroppedBody, MemoryBody, PieceBody
+from servers.counting._checksums import BodySums
 from servers.counting._errors import S3Error
 from servers.counting._listing import list_objects
 from servers.counting._messages import Request, Response, kept_headers
@@ -30,10 +31,18 @@ class S3Service:
         store: What was uploaded.
         generated: Folders of generated objects.
         dropped: Prefix of the keys whose bytes are counted and dropped when they are uploaded; None for no key.
+        checks_bodies: Whether bodies are compared with the checksums that their requests state.
     """
 
-    def __init__(self, store: Store, generated: Sequence[GeneratedObjects] = (), dropped: str | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        generated: Sequence[GeneratedObjects] = (),
+        dropped: str | None = None,
+        checks_bodies: bool = False,
+    ) -> None:
         self.store = store
+        self._checks_bodies = checks_bodies
         self._generated = generated
         self._dropped = dropped
         self._create_generated_buckets()
@@ -65,7 +74,8 @@ class S3Service:
             return MemoryBody()
         if self._dropped is not None and request.key.startswith(self._dropped):
             return DroppedBody(f'"{time.time_ns():032x}"')
-        return PieceBody(self.store.new_piece(int(request.headers.get("content-length") or 0)))
+        sums = BodySums(request.headers) if self._checks_bodies else None
+        return PieceBody(self.store.new_piece(int(request.headers.get("content-length") or 0)), sums)
 
     def respond(self, operation: str, request: Request, body: Body) -> Response:
         """Carry out a request.
@@ -122,6 +132,8 @@ class S3Service:
             span = parse_range(request.headers["range"], size)
             if span is not None:
                 status, (start, end) = 206, span
+        if found.checksums and status == 200 and request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED":
+            headers |= {**found.checksums, "x-amz-checksum-type": "FULL_OBJECT"}
         if status == 206:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         if request.method == "HEAD":
@@ -137,10 +149,10 @@ class S3Service:
             raise S3Error(404, "NoSuchBucket", "The specified bucket does not exist")
         before = self.find(request.bucket, request.key)
         check_conditions(request.headers, before.etag if before else None, is_read=False)
-        piece = body.finish()
-        stored = StoredObject(request.key, piece.etag, [piece], kept_headers(request))
+        piece = body.finish(request.headers)
+        stored = StoredObject(request.key, piece.etag, [piece], kept_headers(request), checksums=piece.checksums)
         self.store.put(request.bucket, stored, is_first=must_be_first(request.headers))
-        return Response(200, {"ETag": piece.etag})
+        return Response(200, {"ETag": piece.etag, **piece.checksums})
 
     def _copy(self, request: Request, body: Body) -> Response:
         source = self._source(request)
@@ -171,7 +183,12 @@ class S3Service:
     def _delete_many(self, request: Request, body: Body) -> Response:
         if not isinstance(body, MemoryBody):
             raise TypeError(f"a body to read, not {type(body).__name__}")
-        root = parse(bytes(body.data))
+        data = bytes(body.data)
+        if self._checks_bodies:
+            sums = BodySums(request.headers)
+            sums.update(data)
+            sums.check(request.headers)
+        root = parse(data)
         keys = [node.text or "" for node in root.iterfind("Object/Key")]
         if len(keys) > 1000:
             raise S3Error(400, "MalformedXML", "more than 1,000 keys")

@@ -216,6 +216,7 @@ def start_counting_server(
     is_recording: bool = True,
     dropped: str | None = None,
     is_md5: bool = True,
+    checks_bodies: bool = False,
     kept_pieces: int = 0,
     generated: Sequence[GeneratedObjects] = (),
 ) -> CountingServer:
@@ -229,6 +230,8 @@ def start_counting_server(
         is_recording: Whether each request is kept; if not, there are only the counters.
         dropped: Prefix of the keys whose bytes are counted and dropped when they are uploaded, and read back as zeros.
         is_md5: Whether ETags are MD5 sums as on S3, or arbitrary ones that cost nothing.
+        checks_bodies: Whether bodies are compared with the checksums that their requests state, as on S3, save those
+            that are dropped.
         kept_pieces: How many files of removed pieces are kept for the next ones, in place of fresh memory.
         generated: Folders of objects that are made up as they are read.
 
@@ -238,7 +241,15 @@ def start_counting_server(
     root = Path(tempfile.mkdtemp(prefix="s3-counting-", dir=_storage()))
     shape = Shape(latency_seconds, pace_bytes_per_second)
     settings = Settings(
-        str(root / "store"), 0, processes > 1, is_recording, dropped, is_md5, kept_pieces, shape, tuple(generated)
+        str(root / "store"),
+        is_shared=processes > 1,
+        is_recording=is_recording,
+        dropped=dropped,
+        is_md5=is_md5,
+        checks_bodies=checks_bodies,
+        kept_pieces=kept_pieces,
+        shape=shape,
+        generated=tuple(generated),
     )
     started, control_ports = [], []
     for number in range(processes):

@@ -21,6 +21,7 @@ class Settings:
         is_recording: Whether each request is kept.
         dropped: Prefix of the keys whose bytes are counted and dropped when they are uploaded; None for no key.
         is_md5: Whether ETags are MD5 sums.
+        checks_bodies: Whether bodies are compared with the checksums that their requests state.
         kept_pieces: How many files of removed pieces are kept for others.
         shape: How slow it pretends to be.
         generated: Folders of generated objects.
@@ -32,6 +33,7 @@ class Settings:
     is_recording: bool = True
     dropped: str | None = None
     is_md5: bool = True
+    checks_bodies: bool = False
     kept_pieces: int = 0
     shape: Shape = field(default_factory=Shape)
     generated: tuple[GeneratedObjects, ...] = ()

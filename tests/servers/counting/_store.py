@@ -20,7 +20,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,11 +40,13 @@ class Piece:
         path: The file; empty when the bytes were dropped, and zeros are read instead.
         size: Its length in bytes.
         etag: Quoted.
+        checksums: Those that its upload stated and that were checked, by the names of their headers.
     """
 
     path: str
     size: int
     etag: str
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
     def view(self) -> memoryview:
         """Its bytes."""
@@ -55,13 +57,23 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An uploaded object."""
+    """An uploaded object.
+
+    Attributes:
+        key: The exact key.
+        etag: Quoted.
+        pieces: Its bytes in order.
+        headers: To answer with, in lower case.
+        modified: Seconds since 1970.
+        checksums: Of all its bytes, as far as they are known: of what came in parts they are not.
+    """
 
     key: str
     etag: str
     pieces: Sequence[Piece]
     headers: Mapping[str, str] = field(default_factory=dict)
     modified: float = field(default_factory=time.time)
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -191,8 +203,8 @@ class Store:
             path = self._files.new_path() if piece.path else ""
             if path:
                 os.link(piece.path, path)
-            pieces.append(Piece(path, piece.size, piece.etag))
-        return StoredObject(key, stored.etag, pieces, stored.headers)
+            pieces.append(replace(piece, path=path))
+        return StoredObject(key, stored.etag, pieces, stored.headers, checksums=stored.checksums)
 
     def create_upload(self, bucket: str, key: str, headers: Mapping[str, str]) -> Upload:
         """Begin a multipart upload."""
