@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from benchmarks._peers._peer import IS_THOROUGH, CannotDoError, Digest, Peer, digest
+from benchmarks._peers._peer import IS_THOROUGH, Bytes, CannotDoError, Digest, Peer, digest
 from benchmarks._target import Target
 
 # In the order of the report.
@@ -64,6 +64,7 @@ def parse_setting(text: str) -> dict[str, int]:
 __all__ = [
     "IS_THOROUGH",
     "NAMES",
+    "Bytes",
     "CannotDoError",
     "Digest",
     "Peer",

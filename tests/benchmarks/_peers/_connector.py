@@ -29,6 +29,12 @@ class ConnectorPeer(Peer):
     def _checkpoint(self) -> Any:
         return self.checkpoint(**self._where())
 
+    @cached_property
+    def _by_ranges(self) -> Any:
+        # s3torchconnector's README has it ("Reader Configurations") for sparse reads of large objects, and, without
+        # a buffer, for `readinto`.
+        return self.library.S3ReaderConstructor.range_based(buffer_size=0)
+
     def iterate(self, folder: GeneratedObjects, workers: int, is_shuffled: bool) -> Iterator[list[Digest]]:
         uri = f"s3://{folder.bucket}/{folder.prefix}"
         options = {"shuffle": True} if is_shuffled else {}
@@ -65,6 +71,15 @@ class ConnectorPeer(Peer):
         with self._checkpoint.reader(self.target.uri(name)) as reader:
             data: bytes = reader.read(size)
             return data
+
+    def read_range(self, name: str, size: int) -> Bytes:
+        with self._ranged(name) as reader:
+            data: bytes = reader.read(size)
+            return data
+
+    def _ranged(self, name: str) -> Any:
+        """Open a reader of ranges."""
+        raise NotImplementedError
 
     def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
         with self._checkpoint.writer(self.target.uri(name)) as writer:

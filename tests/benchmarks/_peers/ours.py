@@ -74,6 +74,13 @@ class Ours(ConnectorPeer):
         plugin = S3LightningCheckpoint(**self._where())
         return lambda name, checkpoint: plugin.save_checkpoint(checkpoint, self.target.uri(name))
 
+    def _ranged(self, name: str) -> Any:
+        return self._checkpoint_by_ranges.reader(self.target.uri(name))
+
+    @cached_property
+    def _checkpoint_by_ranges(self) -> Any:
+        return self.checkpoint(**self._where(), reader_constructor=self._by_ranges)
+
     @cached_property
     def _client(self) -> S3Client:
         return S3Client(self.target.region, endpoint=self.target.endpoint, s3client_config=self.config)

@@ -31,18 +31,9 @@ class S3TorchConnector(ConnectorPeer):
         return super().iterate(folder, workers, is_shuffled)
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        # `range_based(buffer_size=0)` is the README's for "zero-copy partial reads into pre-allocated buffers", under
-        # "Reader Configurations".
         with self._ranged(name) as reader:
             if reader.readinto(buffer) != len(buffer):
                 raise ValueError("short read")
-
-    def read_start(self, name: str, size: int) -> Bytes:
-        # "Range-based Reader: For larger objects (100MB+) that require sparse partial reads", in the same place. With
-        # the buffer that it has by default it would read 8 MiB each time.
-        with self._ranged(name) as reader:
-            data: bytes = reader.read(size)
-            return data
 
     def stream(self, name: str) -> Iterator[Bytes]:
         client = self._client
@@ -85,8 +76,7 @@ class S3TorchConnector(ConnectorPeer):
     why_not: ClassVar[Mapping[str, str]] = {"shuffle": "its datasets don't shuffle"}
 
     def _ranged(self, name: str) -> Any:
-        constructor = s3torchconnector.S3ReaderConstructor.range_based(buffer_size=0)
-        return self._client.get_object(self.target.bucket, self.target.key(name), reader_constructor=constructor)
+        return self._client.get_object(self.target.bucket, self.target.key(name), reader_constructor=self._by_ranges)
 
     @cached_property
     def _client(self) -> Any:

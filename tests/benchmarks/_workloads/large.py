@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from benchmarks._meter import Meter
-from benchmarks._peers import Peer
+from benchmarks._peers import Bytes, Peer
 from benchmarks._peers.local_disk import LocalDisk
 from benchmarks._target import Target
 from benchmarks._workloads._workload import Workload, check, is_thorough, read_back
@@ -63,12 +63,20 @@ def _stream(peer: Peer, meter: Meter) -> None:
 
 
 def _first_kilobyte(peer: Peer, meter: Meter) -> None:
+    _open_often(peer, meter, peer.read_start)
+
+
+def _range(peer: Peer, meter: Meter) -> None:
+    _open_often(peer, meter, peer.read_range)
+
+
+def _open_often(peer: Peer, meter: Meter, read: Callable[[str, int], Bytes]) -> None:
     name, made = _large(peer.target)
     expected = b"".join(made.views(0, _FIRST_BYTES))
     found = []
     meter.start()
     for _ in range(peer.target.scale.openings):
-        found.append(bytes(peer.read_start(name, _FIRST_BYTES)))
+        found.append(bytes(read(name, _FIRST_BYTES)))
         meter.tick(1, _FIRST_BYTES)
         if meter.elapsed_seconds > peer.target.scale.seconds:
             break
@@ -80,13 +88,14 @@ def _upload(peer: Peer, meter: Meter) -> None:
     target, made = peer.target, _large(peer.target)[1]
     # What is written under sink/ is dropped by the local server.
     name = "saved/uploaded" if is_thorough(peer) else "sink/uploaded"
-
-    def chunks() -> Iterator[memoryview]:
-        for start in range(0, made.size, _CHUNK_BYTES):
-            yield from made.views(start, min(start + _CHUNK_BYTES, made.size))
-
+    # As a file is read: `bytes` each time. The object repeats itself, so that few of them are held.
+    held: dict[bytes, bytes] = {}
+    chunks = []
+    for start in range(0, made.size, _CHUNK_BYTES):
+        data = b"".join(made.views(start, min(start + _CHUNK_BYTES, made.size)))
+        chunks.append(memoryview(held.setdefault(data, data)))
     meter.start()
-    peer.upload(name, chunks())
+    peer.upload(name, iter(chunks))
     meter.tick(1, made.size)
     meter.stop()
     if is_thorough(peer):
@@ -101,5 +110,6 @@ WORKLOADS = [
     Workload("readinto", "one large object, readinto()", "MB", "read_into", _read_into, ("large",)),
     Workload("stream", "one large object, streamed", "MB", "stream", _stream, ("large",)),
     Workload("first-kilobyte", "first kilobyte of a large object", "times", "read_start", _first_kilobyte, ("large",)),
+    Workload("range", "kilobyte of a large object, reader of ranges", "times", "read_start", _range, ("large",)),
     Workload("upload", "one large object, written", "MB", "upload", _upload),
 ]
