@@ -120,7 +120,7 @@ def test_a_stalled_body_is_given_up_when_another_fails(
 ) -> None:
     counting_server.put("big", DATA)
     failing = f"bytes={PART}-{2 * PART - 1}"
-    counting_server.fault(operation="GetObject", range=LAST, pace_bytes_per_second=100)
+    counting_server.fault(operation="GetObject", range=LAST, pace_bytes_per_second=1000)
     counting_server.fault(operation="GetObject", range=failing, delay_seconds=1, status=403, code="AccessDenied")
     client = make_client(counting_server, part_size=PART, read_timeout=60)
     buffer = bytearray(len(DATA))
@@ -136,10 +136,12 @@ def test_a_stalled_body_is_given_up_when_its_stream_is_closed(
     counting_server: CountingServer, make_client: Callable[..., S3Client]
 ) -> None:
     counting_server.put("big", DATA)
-    counting_server.fault(operation="GetObject", skip=3, pace_bytes_per_second=100)
+    # The first one that is no small range. What is small goes on, however slowly, and would be seen by later tests.
+    large = f"bytes={576 * 1024}-{1088 * 1024 - 1}"
+    counting_server.fault(operation="GetObject", range=large, pace_bytes_per_second=100)
     client = make_client(counting_server, part_size=PART, read_timeout=60)
     with client.get_object(counting_server.bucket, "big") as stream:
-        assert [bool(next(stream)) for _ in range(3)] == [True] * 3  # Then the ranges are large ones.
+        assert [bool(next(stream)) for _ in range(3)] == [True] * 3
         wait_until(lambda: bool(_receiving()))
     wait_until(lambda: not _receiving())
 
