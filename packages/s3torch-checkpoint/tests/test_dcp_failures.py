@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.testing._internal.two_tensor import TwoTensor
 
+from held_planner import HeldPlanner
 from s3torch_checkpoint import CheckpointError, CorruptCheckpointError, IncompleteCheckpointError, NoCheckpointError
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
 from servers.counting import CountingServer
@@ -287,20 +288,6 @@ def test_sigkill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(
     assert load(options, root) == 1.0
     dcp.save(state(3.0), storage_writer=S3StorageWriter(path=root, **options))
     assert load(options, root) == 3.0
-
-
-class HeldPlanner(DefaultSavePlanner):
-    """Waits before it gives the first tensor, in the midst of a save."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_held = threading.Event()
-        self.may_go_on = threading.Event()
-
-    def resolve_data(self, write_item: Any) -> Any:
-        self.is_held.set()
-        assert self.may_go_on.wait(60)
-        return super().resolve_data(write_item)
 
 
 @pytest.mark.parametrize("paths", [("step-1", "step-2"), ("last", "last")], ids=["two paths", "one path"])

@@ -40,6 +40,7 @@ class Fault:
         corrupt: Flip the bits of the body's byte at this position.
         short_range: Answer a range with its first half, and say so.
         ignore_range: Answer a range with the whole object.
+        ignore_conditions: Do what `If-Match` or `If-None-Match` forbid.
         replace_with: Replace the object by these bytes as soon as this request is answered (from the old one).
         before: Send these bytes before the answer.
         instead: Send these bytes and no answer, and close the connection.
@@ -68,6 +69,7 @@ class Fault:
     corrupt: int | None = None
     short_range: bool = False
     ignore_range: bool = False
+    ignore_conditions: bool = False
     replace_with: bytes | None = None
     before: bytes | None = None
     instead: bytes | None = None
@@ -93,6 +95,9 @@ class Fault:
             request.headers["range"] = f"bytes={start}-{start + (last - start) // 2}"
         if self.ignore_range:
             request.headers.pop("range", None)
+        if self.ignore_conditions:
+            request.headers.pop("if-match", None)
+            request.headers.pop("if-none-match", None)
 
     def change_response(self, response: Response) -> None:
         """Make the answer wrong."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from ._names import METADATA_NAME, is_rank_metadata_key
 logger = logging.getLogger(__name__)
 
 METADATA_THREADS = 16
+_POLL_SECONDS = 0.1
 
 
 def missing_items(metadata: Metadata, stored: Mapping[MetadataIndex, Any]) -> list[str]:
@@ -97,7 +100,37 @@ def rank_metadata_names(client: S3Client, address: CheckpointAddress) -> list[st
     return [key.removeprefix(address.base) for page in pages for key in page.keys if is_rank_metadata_key(key)]
 
 
-def commit(client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata) -> None:
+class EarlyLook:
+    """Looks for what a commit will replace while the data is written, where that costs no time.
+
+    Args:
+        client: Client of the bucket.
+        address: The checkpoint.
+        name: Name of the metadata object that the commit will write.
+    """
+
+    def __init__(self, client: S3Client, address: CheckpointAddress, name: str) -> None:
+        self._look: list[Callable[[Any], Any]] = [partial(_find_metadata, client, address, name)]
+        if name == METADATA_NAME:
+            self._look.append(partial(_find_rank_metadata, client, address))
+        self._found_nothing = False
+        self._thread = threading.Thread(target=self._run, name="s3torch-checkpoint-look", daemon=True)
+        self._thread.start()
+
+    def found_nothing(self) -> bool:
+        """Wait for the end of the look; whether there was no checkpoint. False where that could not be told."""
+        while self._thread.is_alive():  # in such a way that Ctrl-C ends the wait
+            self._thread.join(_POLL_SECONDS)
+        return self._found_nothing
+
+    def _run(self) -> None:
+        with suppress(Exception):  # the commit looks again, and says what is wrong
+            self._found_nothing = not any(run_all(self._look, len(self._look)))
+
+
+def commit(
+    client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata, *, is_likely_first: bool = False
+) -> None:
     """Make a save visible by one PUT of its metadata, then delete the data of the checkpoint that it replaced.
 
     A checkpoint of the whole job also replaces what its ranks saved on their own, which nobody sees beside it.
@@ -107,7 +140,16 @@ def commit(client: S3Client, address: CheckpointAddress, name: str, metadata: Me
         address: The checkpoint.
         name: Name of the metadata object.
         metadata: Complete, with the place of every item.
+        is_likely_first: Whether there was no checkpoint a short time ago. Where the store confirms that, there is no
+            need to look again, which takes a round trip. (One that knows no such condition may replace a checkpoint
+            that came since then; its data stays until `clean()`.)
     """
+    if is_likely_first:
+        try:
+            _put_metadata(client, address, name, metadata, overwrite=False)
+            return
+        except S3Exception as error:  # there is a checkpoint by now, or the store has something against the condition
+            logger.debug("%s is committed again, as one that may replace another: %s", address.uri(), error)
     of_job, of_ranks, alone = _what_is_there(client, address, name)
     _put_metadata(client, address, name, metadata)
     if delete_quietly(client, address, alone):
@@ -171,6 +213,10 @@ def _what_is_there(client: S3Client, address: CheckpointAddress, name: str) -> t
     return of_job, set().union(*run_all(tasks, METADATA_THREADS)) if tasks else set(), alone
 
 
+def _find_metadata(client: S3Client, address: CheckpointAddress, name: str, _stop: object = None) -> ObjectInfo | None:
+    return client.find_object(address.bucket, address.key(name))
+
+
 def _find_rank_metadata(client: S3Client, address: CheckpointAddress, _stop: object = None) -> list[str]:
     try:
         return rank_metadata_names(client, address)
@@ -183,9 +229,9 @@ def _find_rank_metadata(client: S3Client, address: CheckpointAddress, _stop: obj
 
 def _names_before(client: S3Client, address: CheckpointAddress, name: str, _stop: object = None) -> set[str]:
     try:
-        # Mostly there is none. Then a HEAD takes one round trip of a connection that the upload has left, and a GET
-        # 30 ms more in a process that has read nothing yet.
-        info = client.find_object(address.bucket, address.key(name))
+        # Where there is none, a HEAD takes one round trip of a connection that the upload has left, and a GET 30 ms
+        # more in a process that has read nothing yet.
+        info = _find_metadata(client, address, name)
         if info is None:
             return set()
         metadata, _ = read_metadata_object(client, address, name, info)

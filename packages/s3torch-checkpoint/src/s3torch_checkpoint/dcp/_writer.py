@@ -26,7 +26,7 @@ from .._progress import TransferProgress
 from .._threads import run_all
 from .._upload import upload
 from . import _staging
-from ._commit import commit, commit_as_first, delete_quietly, missing_items, rank_metadata_names
+from ._commit import EarlyLook, commit, commit_as_first, delete_quietly, missing_items, rank_metadata_names
 from ._names import METADATA_NAME, data_name, new_save_id, rank_metadata_name
 from ._portable_errors import portable_errors
 from ._prefix_strategies import DefaultPrefixStrategy, S3PrefixStrategyBase
@@ -54,6 +54,16 @@ class _Save:
     rank: int | None = None
     use_collectives: bool = True
 
+    @property
+    def commits(self) -> bool:
+        """Whether this rank writes metadata."""
+        return self.is_coordinator or not self.use_collectives
+
+    @property
+    def metadata_name(self) -> str:
+        """Name of the metadata that makes the save visible."""
+        return METADATA_NAME if self.use_collectives or self.rank is None else rank_metadata_name(self.rank)
+
 
 class _Thread(threading.local):
     """What a writer does in one thread: `async_save` runs the whole of a save in a thread of its own.
@@ -61,10 +71,12 @@ class _Thread(threading.local):
     Args:
         address: What the next save of the thread is of; None for the writer's own.
         save: The one that it has begun last.
+        look: Tells, where this rank commits, whether there was a checkpoint when that save wrote its data.
     """
 
     address: CheckpointAddress | None = None
     save: _Save | None = None
+    look: EarlyLook | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Thread, ()
@@ -167,6 +179,7 @@ class S3StorageWriter(StorageWriter):
         # `dcp.save` calls `reset` only with a checkpoint_id, and with cached plans the planner hands back an earlier
         # plan. The id is therefore made here, on each rank, for each save: no name is ever written twice.
         address, self._thread.address = self._thread.address or self._address, None
+        self._thread.look = None
         self._save = self._thread.save = _Save(
             address, new_save_id(), is_coordinator, kwargs.get("rank"), kwargs.get("use_collectives", True)
         )
@@ -185,7 +198,7 @@ class S3StorageWriter(StorageWriter):
             CheckpointError: The ranks save on their own, under a checkpoint of all of them that would hide theirs.
         """
         save = self._current
-        if save.is_coordinator or not save.use_collectives:
+        if save.commits:
             self._check_place(save)
         return plan
 
@@ -223,6 +236,8 @@ class S3StorageWriter(StorageWriter):
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch.
             # The threads copy from the device on streams of their own, which do not wait for the caller's.
             torch.cuda.synchronize()
+        if save.commits and self._overwrite:
+            self._thread.look = EarlyLook(self._client, save.address, save.metadata_name)
         try:
             with TransferProgress(f"Saving {save.address.uri()}", total, self._progress) as progress:
                 tasks = [partial(self._write_file, save, file, items, progress) for file in files]
@@ -251,7 +266,8 @@ class S3StorageWriter(StorageWriter):
             CheckpointError: Somebody else committed a checkpoint here that must not be replaced, or that would hide
                 this one.
         """
-        save = self._current
+        save, look = self._current, self._thread.look
+        self._thread.look = None
         stored = {result.index: result.storage_data for of_rank in results for result in of_rank}
         missing = missing_items(metadata, stored)
         try:
@@ -272,8 +288,11 @@ class S3StorageWriter(StorageWriter):
         version = getattr(filesystem, "CURRENT_DCP_VERSION", None)
         if version is not None:
             committed.version = version
-        make_visible = commit if self._overwrite else commit_as_first
-        make_visible(self._client, save.address, _metadata_name(save), committed)
+        if self._overwrite:
+            is_likely_first = look is not None and look.found_nothing()
+            commit(self._client, save.address, save.metadata_name, committed, is_likely_first=is_likely_first)
+        else:
+            commit_as_first(self._client, save.address, save.metadata_name, committed)
         vars(metadata).update(vars(committed))  # `dcp.save` returns it
 
     if _staging.IS_NEEDED:
@@ -294,7 +313,7 @@ class S3StorageWriter(StorageWriter):
         return self._thread.save or self._save
 
     def _check_place(self, save: _Save) -> None:
-        name = _metadata_name(save)
+        name = save.metadata_name
         if not self._overwrite and (
             self._exists(save, name) or (name == METADATA_NAME and rank_metadata_names(self._client, save.address))
         ):
@@ -328,12 +347,6 @@ class S3StorageWriter(StorageWriter):
         with upload(self._client, bucket, key, progress, size_hint=file.size_hint, stop=stop) as target:
             results = [items.write(target, file.name, item) for item in file.items]
         return results
-
-
-def _metadata_name(save: _Save) -> str:
-    if save.use_collectives or save.rank is None:
-        return METADATA_NAME
-    return rank_metadata_name(save.rank)
 
 
 def is_s3_uri(checkpoint_id: str | os.PathLike[str]) -> bool:
