@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 
 from typing_extensions import Unpack
@@ -19,6 +18,7 @@ from s3torch_datasets._options import IterationOptions
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._reader import S3Reader
 from s3torch_datasets._resume import Progress
+from s3torch_datasets._shared_iterator import SharedIterator
 
 
 class S3IterableDataset(ConstructedDataset[S3Reader, T_co]):
@@ -88,7 +88,7 @@ class S3IterableDataset(ConstructedDataset[S3Reader, T_co]):
         return SampleIterator(look_ahead, self._sample_of, progress)
 
 
-class SampleIterator(Iterator[T_co]):
+class SampleIterator(SharedIterator[T_co]):
     """Makes the samples of one iteration, and keeps account of them.
 
     It goes on after an error that it raised: behind the object that failed, and at the object that Ctrl-C interrupted.
@@ -100,15 +100,11 @@ class SampleIterator(Iterator[T_co]):
     """
 
     def __init__(self, look_ahead: LookAhead, make_sample: Callable[[ObjectSource], T_co], progress: Progress) -> None:
+        super().__init__()
         self._look_ahead = look_ahead
         self._make_sample = make_sample
         self._progress = progress
         self._is_closed = False
-        self._lock = threading.RLock()  # reentrant for a signal's handler
-
-    def __next__(self) -> T_co:
-        with self._lock:  # several threads may share an iterator: each gets samples of its own
-            return self._next()
 
     def _next(self) -> T_co:
         while not (self._progress.finished or self._is_closed):

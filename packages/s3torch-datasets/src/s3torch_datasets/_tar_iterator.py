@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any
 
 from s3torch_datasets._dataset import T_co
 from s3torch_datasets._errors import SKIP, ErrorHandler, replace_stop_iteration
@@ -15,6 +14,7 @@ from s3torch_datasets._permutation import mix_number
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._resume import Progress, State
 from s3torch_datasets._shard_rows import ShardRows
+from s3torch_datasets._shared_iterator import SharedIterator
 from s3torch_datasets._tar import TarSample
 from s3torch_datasets._tar_shard import TarShard
 
@@ -62,7 +62,7 @@ class Replacement:
     sample: Any
 
 
-class TarIterator(Iterator[T_co], Generic[T_co]):
+class TarIterator(SharedIterator[T_co]):
     """Makes the samples of one iteration.
 
     It goes on after an error that it raised, with the next sample or shard, and after Ctrl-C where it was interrupted.
@@ -90,6 +90,7 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         buffer_size: int,
         seed: int,
     ) -> None:
+        super().__init__()
         self._rows = rows
         self._get_source = get_source
         self._constructor = constructor
@@ -109,11 +110,6 @@ class TarIterator(Iterator[T_co], Generic[T_co]):
         self._samples: Iterator[TarSample] | None = None
         self._read: tuple[TarSample | Replacement, tuple[int, int, int]] | None = None
         self._is_closed = False
-        self._lock = threading.RLock()  # reentrant for a signal's handler
-
-    def __next__(self) -> T_co:
-        with self._lock:  # several threads may share an iterator: each gets samples of its own
-            return self._next()
 
     def _next(self) -> T_co:
         while not (self._progress.finished or self._is_closed):

@@ -94,6 +94,11 @@ def read_metadata_object(
     return metadata, etag
 
 
+def find_metadata(client: S3Client, address: CheckpointAddress, name: str, _stop: object = None) -> ObjectInfo | None:
+    """Find one metadata object; None where there is none."""
+    return client.find_object(address.bucket, address.key(name))
+
+
 def rank_metadata_names(client: S3Client, address: CheckpointAddress) -> list[str]:
     """The names of the metadata of ranks that saved on their own, relative to the checkpoint."""
     pages = client.list_objects(address.bucket, address.key("__"), "/")
@@ -110,7 +115,7 @@ class EarlyLook:
     """
 
     def __init__(self, client: S3Client, address: CheckpointAddress, name: str) -> None:
-        self._look: list[Callable[[Any], Any]] = [partial(_find_metadata, client, address, name)]
+        self._look: list[Callable[[Any], Any]] = [partial(find_metadata, client, address, name)]
         if name == METADATA_NAME:
             self._look.append(partial(_find_rank_metadata, client, address))
         self._found_nothing = False
@@ -213,10 +218,6 @@ def _what_is_there(client: S3Client, address: CheckpointAddress, name: str) -> t
     return of_job, set().union(*run_all(tasks, METADATA_THREADS)) if tasks else set(), alone
 
 
-def _find_metadata(client: S3Client, address: CheckpointAddress, name: str, _stop: object = None) -> ObjectInfo | None:
-    return client.find_object(address.bucket, address.key(name))
-
-
 def _find_rank_metadata(client: S3Client, address: CheckpointAddress, _stop: object = None) -> list[str]:
     try:
         return rank_metadata_names(client, address)
@@ -231,7 +232,7 @@ def _names_before(client: S3Client, address: CheckpointAddress, name: str, _stop
     try:
         # Where there is none, a HEAD takes one round trip of a connection that the upload has left, and a GET 30 ms
         # more in a process that has read nothing yet.
-        info = _find_metadata(client, address, name)
+        info = find_metadata(client, address, name)
         if info is None:
             return set()
         metadata, _ = read_metadata_object(client, address, name, info)

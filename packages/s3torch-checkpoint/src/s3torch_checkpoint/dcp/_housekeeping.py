@@ -16,7 +16,7 @@ from .._address import CheckpointAddress
 from .._checks import check_count
 from .._errors import NoCheckpointError
 from .._threads import run_all
-from ._commit import METADATA_THREADS, data_names, rank_metadata_names, read_metadata_object
+from ._commit import METADATA_THREADS, data_names, find_metadata, rank_metadata_names, read_metadata_object
 from ._names import METADATA_NAME, is_data_name, is_metadata_key, is_rank_metadata_key
 
 logger = logging.getLogger(__name__)
@@ -148,11 +148,7 @@ def delete_checkpoint(
     """
     client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
     address = CheckpointAddress.parse(uri)
-    found = _find_metadata(client, address)
-    if found is not None:
-        _delete_checkpoint(client, address, found)
-    else:
-        _delete_of_ranks(client, address)
+    _delete_checkpoint(client, address, find_metadata(client, address, METADATA_NAME))
 
 
 def clean(
@@ -224,14 +220,10 @@ def _find_checkpoints(client: S3Client, address: CheckpointAddress) -> list[tupl
         for page in client.list_objects(address.bucket, address.base, "/")
         for prefix in page.common_prefixes
     ]
-    tasks = [partial(_find_metadata, client, folder) for folder in folders]
+    tasks = [partial(find_metadata, client, folder, METADATA_NAME) for folder in folders]
     infos = run_all(tasks, METADATA_THREADS)
     found = [(folder, info) for folder, info in zip(folders, infos, strict=True) if info is not None]
     return sorted(found, key=lambda one: (_committed_at(one[1]), _natural(one[0].uri())))
-
-
-def _find_metadata(client: S3Client, address: CheckpointAddress, _stop: object = None) -> ObjectInfo | None:
-    return client.find_object(address.bucket, address.key(METADATA_NAME))
 
 
 def _committed_at(info: ObjectInfo) -> datetime:
@@ -243,40 +235,36 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text)]
 
 
-def _delete_checkpoint(client: S3Client, address: CheckpointAddress, info: ObjectInfo) -> bool:
-    """Delete a checkpoint, unless it is no longer the one that was found.
+def _delete_checkpoint(client: S3Client, address: CheckpointAddress, info: ObjectInfo | None) -> bool:
+    """Delete a checkpoint and what ranks saved on their own, unless it is no longer the one that was found.
 
     Args:
         client: Client of the bucket.
         address: The checkpoint.
-        info: Its metadata object.
+        info: Its metadata object; None where there is none of the whole job.
 
     Returns:
         Whether it is gone; False for another one in its place, which stays.
     """
-    try:
-        metadata, _ = read_metadata_object(client, address, METADATA_NAME, info)
-    except NoSuchKeyError:  # deleted since the listing, as where every rank keeps house
-        return True
-    except ObjectChangedError:
+    names: set[str] = set()
+    if info is not None:
+        try:
+            metadata, _ = read_metadata_object(client, address, METADATA_NAME, info)
+        except NoSuchKeyError:  # deleted since the listing, as where every rank keeps house
+            return True
+        except ObjectChangedError:
+            return False
+        names = data_names(metadata)
+    of_ranks = [address.key(name) for name in rank_metadata_names(client, address)]
+    data = _named_keys(client, address.bucket, of_ranks) | {address.key(name) for name in names}
+    now = find_metadata(client, address, METADATA_NAME)
+    if now is not None and (info is None or now.etag != info.etag):
         return False
-    hidden = [address.key(name) for name in rank_metadata_names(client, address)]
-    data = _named_keys(client, address.bucket, hidden) | {address.key(name) for name in data_names(metadata)}
-    now = _find_metadata(client, address)
-    if now is not None and now.etag != info.etag:
-        return False
-    client.delete_objects(address.bucket, hidden)  # or it would come to light
-    client.delete_object(address.bucket, address.key(METADATA_NAME))
+    client.delete_objects(address.bucket, of_ranks)  # or they would come to light
+    if info is not None:
+        client.delete_object(address.bucket, address.key(METADATA_NAME))
     client.delete_objects(address.bucket, sorted(data))
     return True
-
-
-def _delete_of_ranks(client: S3Client, address: CheckpointAddress) -> None:
-    """Delete what ranks saved on their own."""
-    metadata = [address.key(name) for name in rank_metadata_names(client, address)]
-    data = _named_keys(client, address.bucket, metadata)
-    client.delete_objects(address.bucket, metadata)
-    client.delete_objects(address.bucket, sorted(data))
 
 
 def _metadata_above(client: S3Client, address: CheckpointAddress) -> list[str]:
