@@ -32,6 +32,7 @@ from s3torch_datasets import (
     S3TarDataset,
     S3Writer,
     SequentialS3Reader,
+    open_reader,
 )
 
 
@@ -314,6 +315,11 @@ def choose_readers(uri: str, region: str) -> None:
     bucket, prefix = parse_s3_uri(uri)
     with S3Writer(client.put_object(bucket, f"{prefix}/packed.gz")) as writer:
         writer.write(gzip.compress(b"unpacked"))
+    # --8<-- [start:readers-one]
+    with open_reader(client, bucket, f"{prefix}/packed.gz", S3ReaderConstructor.range_based()) as reader:
+        magic = reader.read(2)
+    # --8<-- [end:readers-one]
+    assert magic == b"\x1f\x8b"
     # --8<-- [start:readers-own]
     packed = S3MapDataset.from_objects(
         f"{uri}/packed.gz", region=region, transform=methodcaller("read"), reader_constructor=unzipped

@@ -17,6 +17,7 @@ from torch import serialization
 
 from s3core import AccessDeniedError, NoSuchBucketError, NoSuchKeyError, ObjectChangedError, S3Exception
 from s3torch_checkpoint import S3Checkpoint, estimate_saved_bytes
+from s3torch_datasets import S3ReaderConstructor
 from servers import S3Server
 from servers.counting import CountingServer
 
@@ -91,6 +92,19 @@ def test_torch_saves_to_the_writer_and_loads_from_the_reader(checkpoint: S3Check
         torch.save(state, writer)
     with checkpoint.reader(uri) as reader:
         assert_same(torch.load(reader, weights_only=True), state)
+
+
+@pytest.mark.parametrize("constructor", [S3ReaderConstructor.range_based(0), S3ReaderConstructor.streaming(2**20)])
+def test_a_reader_gives_the_bytes_of_one_version(
+    options: dict[str, Any], uri: str, counting_server: CountingServer, constructor: Any
+) -> None:
+    counting_server.put("model.pt", bytes(4_000_000))
+    with S3Checkpoint(**options, reader_constructor=constructor).reader(uri) as reader:
+        assert reader.read(1000) == bytes(1000)
+        counting_server.put("model.pt", b"x" * 4_000_000)
+        reader.seek(3_000_000)
+        with pytest.raises(ObjectChangedError, match=uri):
+            reader.read(1000)
 
 
 @pytest.mark.parametrize("answered", [0, 1, 2])

@@ -11,13 +11,12 @@ import torch
 from torch import serialization
 
 from s3core import ObjectChangedError, S3Client, S3ClientConfig, S3Exception, parse_s3_uri
-from s3torch_datasets import S3Reader, S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer
+from s3torch_datasets import S3Reader, S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer, open_reader
 
 from ._address import parse_object_uri
 from ._archive_reader import ArchiveReader
 from ._cache import cached_copy, default_cache_dir
 from ._lasting import LastingMemory
-from ._open_reader import open_reader
 from ._payload_size import estimate_saved_bytes
 from ._planned_load import NotPlannable, is_plannable, load_planned
 from ._progress import TransferProgress
@@ -77,7 +76,7 @@ class S3Checkpoint:
             ValueError: The URI is malformed or names no object.
         """
         bucket, key = parse_object_uri(s3_uri)
-        return open_reader(self._client, self._reader_constructor, bucket, key)
+        return open_reader(self._client, bucket, key, self._reader_constructor)
 
     def writer(self, s3_uri: str) -> S3Writer:
         """Open a checkpoint for `torch.save`.

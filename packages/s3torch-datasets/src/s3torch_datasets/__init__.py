@@ -8,6 +8,7 @@ from s3torch_datasets._errors import SKIP
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._iterable_dataset import S3IterableDataset
 from s3torch_datasets._map_dataset import S3MapDataset
+from s3torch_datasets._open_reader import open_reader
 from s3torch_datasets._options import IterationOptions, ReadOptions
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
 from s3torch_datasets._ranged_reader import RangedS3Reader
@@ -39,6 +40,7 @@ __all__ = [
     "StreamingS3Reader",
     "S3ReaderConstructor",
     "S3ReaderConstructorProtocol",
+    "open_reader",
     # writer
     "S3Writer",
     # settings

@@ -11,10 +11,9 @@ from typing import cast
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
 from s3core import S3Client, S3ClientConfig, parse_s3_uri
-from s3torch_datasets import S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer
+from s3torch_datasets import S3ReaderConstructor, S3ReaderConstructorProtocol, S3Writer, open_reader
 
 from .._address import parse_object_uri
-from .._open_reader import open_reader
 
 
 class S3FileSystem(FileSystemBase):
@@ -65,7 +64,7 @@ class S3FileSystem(FileSystemBase):
             with S3Writer(self._client.put_object(bucket, key)) as writer:
                 yield cast("io.IOBase", writer)
         elif mode in ("rb", "r"):
-            with open_reader(self._client, self._reader_constructor, bucket, key) as reader:
+            with open_reader(self._client, bucket, key, self._reader_constructor) as reader:
                 yield reader
         else:
             raise ValueError(f"{os.fspath(path)} cannot be opened with mode {mode!r}; 'rb' and 'wb' are possible")

@@ -1,0 +1,65 @@
+"""One object as a file: all that it gives is of one version."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from s3core import NoSuchKeyError, ObjectChangedError, S3Client, S3ClientConfig
+from s3torch_datasets import S3ReaderConstructor, SequentialS3Reader, open_reader
+from servers import CountingServer
+
+MiB = 2**20
+OLD, NEW = b"a" * 4 * MiB, b"b" * 4 * MiB
+CONSTRUCTORS = {
+    "sequential": S3ReaderConstructor.sequential(),
+    "range_based": S3ReaderConstructor.range_based(buffer_size=0),
+    "range_based with a buffer": S3ReaderConstructor.range_based(buffer_size=64 * 2**10),
+    "streaming": S3ReaderConstructor.streaming(window=MiB),
+}
+
+
+@pytest.fixture
+def client(counting_server: CountingServer, config: S3ClientConfig) -> S3Client:
+    return S3Client(counting_server.region, endpoint=counting_server.endpoint, s3client_config=config)
+
+
+@pytest.mark.parametrize("constructor", CONSTRUCTORS.values(), ids=CONSTRUCTORS)
+@pytest.mark.parametrize("move", [lambda reader: reader, lambda reader: pickle.loads(pickle.dumps(reader))])
+def test_an_object_that_is_replaced_between_two_reads_is_an_error(
+    counting_server: CountingServer, client: S3Client, constructor: Any, move: Callable[[Any], Any]
+) -> None:
+    counting_server.put("one", OLD)
+    reader = open_reader(client, counting_server.bucket, "one", constructor)
+    assert reader.read(1000) == OLD[:1000]
+    counting_server.put("one", NEW)
+    reader = move(reader)
+    reader.seek(3 * MiB)
+    with pytest.raises(ObjectChangedError, match="/one"):
+        reader.read(1000)
+
+
+@pytest.mark.parametrize("constructor", CONSTRUCTORS.values(), ids=CONSTRUCTORS)
+def test_an_object_that_is_replaced_after_its_size_was_asked_for_is_an_error(
+    counting_server: CountingServer, client: S3Client, constructor: Any
+) -> None:
+    counting_server.put("one", OLD)
+    reader = open_reader(client, counting_server.bucket, "one", constructor)
+    assert reader.seek(0, 2) == len(OLD)
+    counting_server.put("one", NEW)
+    reader.seek(-1000, 2)
+    with pytest.raises(ObjectChangedError, match="/one"):
+        reader.read()
+
+
+def test_it_reads_by_default_as_datasets_do_and_asks_for_nothing_before(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    with open_reader(client, counting_server.bucket, "missing") as reader:
+        assert isinstance(reader, SequentialS3Reader)
+        assert not counting_server.requests
+        with pytest.raises(NoSuchKeyError, match="/missing"):
+            reader.read()
