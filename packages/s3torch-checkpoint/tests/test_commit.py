@@ -6,11 +6,13 @@ import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from held_planner import HeldPlanner
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
@@ -130,6 +132,78 @@ def test_a_store_that_ignores_the_condition_keeps_the_last_commit_whole(
     assert load(options, root) == 1.0
 
 
+def metadata_of_another(options: Options, root: str, server: CountingServer) -> bytes:
+    """The metadata of a checkpoint of 2.0 whose data is there, and which is not committed yet."""
+    there = server.objects().get(METADATA)
+    save(options, f"{root}/other", 2.0)
+    metadata = server.get("run/other/.metadata")
+    server.delete("run/other/.metadata")
+    (data,) = [key for key in data_keys(server) if key.startswith("run/other/")]
+    server.put(data.replace("run/other/", "run/"), server.get(data))
+    server.delete(data)
+    assert server.objects().get(METADATA) == there
+    return metadata
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["the first", "a later one"])
+def test_a_commit_is_not_repeated_over_another_that_may_have_replaced_it(
+    options: Options, root: str, counting_server: CountingServer, is_first: bool
+) -> None:
+    """The other save deletes the data of what it has replaced, and so maybe this one's."""
+    if not is_first:
+        save(options, root, 3.0)
+    other = metadata_of_another(options, root, counting_server)
+    counting_server.fault(method="PUT", key=METADATA, times=1, cut=0, replace_with=other)
+    with pytest.raises(CheckpointException, match=r"run/\.metadata was written by somebody else .* an answer was lost"):
+        save(options, root, 1.0)
+    assert counting_server.get(METADATA) == other
+    assert load(options, root) == 2.0
+
+
+def test_a_commit_that_comes_between_look_and_put_is_replaced_with_its_data(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    save(options, root, 3.0)
+    other = metadata_of_another(options, root, counting_server)
+    # The answer to the last look is from before the other one's commit.
+    counting_server.fault(method="GET", key=METADATA, times=1, replace_with=other)
+    old = set(data_keys(counting_server))
+    counting_server.clear()
+    save(options, root, 1.0)
+    puts = [status for method, status in metadata_requests(counting_server) if method == "PUT"]
+    assert puts == [412, 200]
+    assert load(options, root) == 1.0
+    left = set(data_keys(counting_server))
+    assert len(left & old) == 1  # the data of 3.0, which the other one would have deleted
+    assert len(left) == 2
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["the first", "a later one"])
+def test_a_store_that_always_denies_the_condition_gets_the_checkpoint_without_it(
+    options: Options, root: str, counting_server: CountingServer, is_first: bool
+) -> None:
+    """Ceph 16.2 answers 412 to every `If-Match` of a PUT."""
+    if not is_first:
+        save(options, root, 2.0)
+        counting_server.clear()
+    counting_server.fault(method="PUT", key=METADATA, times=1, status=412, code="PreconditionFailed")
+    save(options, root, 1.0)
+    puts = [request for request in counting_server.requests if (request.method, request.key) == ("PUT", METADATA)]
+    assert [request.status for request in puts] == [412, 200]
+    assert not {"if-match", "if-none-match"} & set(puts[1].headers)
+    assert len(data_keys(counting_server)) == 1
+    assert load(options, root) == 1.0
+
+
+def test_a_store_that_throttles_is_not_asked_twice_as_often(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    counting_server.fault(method="PUT", key=METADATA, status=503, code="SlowDown")
+    with pytest.raises(CheckpointException, match="SlowDown"):
+        save(options | {"s3client_config": replace(options["s3client_config"], max_attempts=2)}, root, 1.0)
+    assert metadata_requests(counting_server) == [("HEAD", 404), ("PUT", 503), ("PUT", 503)]
+
+
 @pytest.mark.parametrize("effect", [{"cut": 0}, {"status": 500}], ids=["the answer is lost", "it fails"])
 def test_a_commit_whose_answer_is_lost_is_the_save_s_own(
     options: Options, root: str, counting_server: CountingServer, effect: dict[str, Any]
@@ -138,6 +212,18 @@ def test_a_commit_whose_answer_is_lost_is_the_save_s_own(
     save(options, root, 1.0)
     assert len(data_keys(counting_server)) == 1
     assert load(options, root) == 1.0
+
+
+@needs_torch("torch.distributed.checkpoint.save", "use_collectives")
+def test_an_early_listing_that_fails_is_no_sign_that_ranks_have_saved_nothing(
+    options: Options, root: str, counting_server: CountingServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(options, root, 1.0, use_collectives=False)
+    counting_server.fault(operation="ListObjectsV2", times=1, status=400, code="InvalidRequest")
+    save(options, root, 2.0)
+    assert len(data_keys(counting_server)) == 1
+    assert load(options, root) == 2.0
+    assert "stays" not in caplog.text
 
 
 @pytest.mark.parametrize("operation", ["HeadObject", "ListObjectsV2"])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .__about__ import __version__
+from ._condition import Condition
 from ._config import S3ClientConfig
 from ._exceptions import ConfigError
 from ._get import GetObjectStream
@@ -207,6 +208,7 @@ class S3Client:
         size_hint: int | None = None,
         metadata: Mapping[str, str] | None = None,
         overwrite: bool = True,
+        if_match: str | None = None,
     ) -> PutObjectStream:
         """Open a new object for writing; it becomes visible by a clean `close()` and by nothing else.
 
@@ -218,6 +220,8 @@ class S3Client:
             metadata: User metadata, without the `x-amz-meta-` prefix.
             overwrite: False has `close()` raise `ObjectExistsError` when there is an object of this key by then; of
                 several writers at the same moment one succeeds. It is up to the store, see the guide.
+            if_match: ETag of the object to replace: `close()` raises `PreconditionFailedError` when another one is in
+                place by then, or none. It is up to the store, too.
 
         Returns:
             A stream to write to; see `PutObjectStream`.
@@ -225,13 +229,18 @@ class S3Client:
         Raises:
             ConfigError: An argument cannot work.
         """
+        if if_match is not None and not (overwrite and if_match):
+            raise ConfigError(
+                f"if_match={if_match!r} with overwrite={overwrite}; an ETag names what is overwritten, and is not empty"
+            )
+        is_conditional = if_match is not None or not overwrite
         return PutObjectStream(
             self._runtime,
             _target(bucket, key),
             storage_class=storage_class,
             size_hint=size_hint,
             metadata=metadata,
-            overwrite=overwrite,
+            condition=Condition(if_match) if is_conditional else None,
         )
 
     def copy_object(self, source_bucket: str, source_key: str, bucket: str, key: str) -> None:

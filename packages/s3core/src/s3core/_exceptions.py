@@ -9,7 +9,14 @@ from __future__ import annotations
 
 
 class S3Exception(Exception):
-    """Something went wrong with S3; the message names the operation, the `s3://bucket/key`, the cause and a remedy."""
+    """Something went wrong with S3; the message names the operation, the `s3://bucket/key`, the cause and a remedy.
+
+    Attributes:
+        in_doubt: Whether a change was asked for and may have been made all the same: of an attempt no answer came, or
+            one that leaves it open.
+    """
+
+    in_doubt = False
 
 
 class NoSuchBucketError(S3Exception, FileNotFoundError):

@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ._bell import Bell
+from ._condition import Condition, send_on
 from ._exceptions import NoSuchKeyError, S3Exception
-from ._first import send_as_first
 from ._head import Target, find, head_with_headers
 from ._headers import checksum_headers, checksum_of, customer_key_headers
 from ._library import Pieces
@@ -76,7 +76,7 @@ class MultipartUpload:
         target: Where the object goes.
         headers: What describes the object.
         checksum: Algorithm of the parts' checksums; None for none.
-        overwrite: Whether an object that is there is replaced.
+        condition: What must be in place when it is completed; None for anything.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class MultipartUpload:
         headers: dict[str, str],
         checksum: str | None,
         *,
-        overwrite: bool = True,
+        condition: Condition | None = None,
     ) -> None:
         self._runtime = runtime
         self._target = target
         self._headers = headers
         self._checksum = checksum
-        self._overwrite = overwrite
+        self._condition = condition
         self._id = ""
         self._parts: dict[int, SentPart] = {}
         self._error: BaseException | None = None
@@ -212,6 +212,7 @@ class MultipartUpload:
 
         Raises:
             ObjectExistsError: There is an object that must not be replaced; abort the upload then.
+            PreconditionFailedError: There is another object than the one to replace; abort the upload then.
             S3Exception: A part failed or the store refused; abort the upload then.
         """
         self.wait_below(1)
@@ -355,10 +356,8 @@ class MultipartUpload:
             )
 
         try:
-            if self._overwrite:
-                send({})
-                return
-            answer = send_as_first(send, partial(find, self._runtime, self._target), lambda: self._is_in_place(parts))
+            find_any = partial(find, self._runtime, self._target)
+            answer = send_on(self._condition, send, find_any, lambda: self._is_in_place(parts))
             if answer is None:  # The object may be somebody else's of the same bytes, and this upload still there.
                 self._forget()
         except Refused as refused:
@@ -368,12 +367,16 @@ class MultipartUpload:
                 if is_ours:
                     return
                 if is_ours is None:
-                    raise S3Exception(
+                    error = S3Exception(
                         f"{what} of {self._target.uri} failed: the multipart upload no longer exists; somebody aborted "
                         "it, or it became the object and the answer to that was lost: what the store says about the "
                         "object in place does not tell; look at it before you write it again"
-                    ) from None
-            raise refused.translated() from None
+                    )
+                    error.in_doubt = True
+                    raise error from None
+            error = refused.translated()
+            error.in_doubt = refused.is_open
+            raise error from None
 
     def _is_in_place(self, parts: list[SentPart]) -> bool | None:
         """Whether the object in place is the one of these parts; None where the store does not tell."""

@@ -11,9 +11,9 @@ from sys import is_finalizing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ._condition import Condition, send_on
 from ._config import KiB
 from ._exceptions import NoSuchKeyError, S3Exception
-from ._first import send_as_first
 from ._get import GetObjectStream
 from ._head import Target, find
 from ._headers import checksum_headers, checksum_of, creation_headers
@@ -63,7 +63,7 @@ class PutObjectStream:
         storage_class: str | None = None,
         size_hint: int | None = None,
         metadata: Mapping[str, str] | None = None,
-        overwrite: bool = True,
+        condition: Condition | None = None,
     ) -> None:
         config = runtime.config
         self._closed = True  # Until the arguments have passed.
@@ -76,7 +76,7 @@ class PutObjectStream:
         self._most_referred = plan_parts_in_flight(*bounds, is_copied=False)
         self._headers = creation_headers(config, storage_class, metadata)
         self._checksum = config.upload_checksum
-        self._overwrite = overwrite
+        self._condition = condition
         # Reentrant for a signal's handler, which may close or abort what it interrupts.
         self._lock = threading.RLock()
         self._part = Part()
@@ -151,6 +151,7 @@ class PutObjectStream:
 
         Raises:
             ObjectExistsError: There is an object of this key, and the stream was opened with `overwrite=False`.
+            PreconditionFailedError: The stream was opened with `if_match`, and another object is in place, or none.
             S3Exception: The upload failed, now or in an earlier `write`; the old object is as it was, unless the
                 message says that the new one may be in place: of the last request no answer came.
         """
@@ -336,7 +337,7 @@ class PutObjectStream:
         """Hand the full part, or the last one, to the pool."""
         if self._upload is None:
             upload = MultipartUpload(
-                self._runtime, self._target, self._headers, self._checksum, overwrite=self._overwrite
+                self._runtime, self._target, self._headers, self._checksum, condition=self._condition
             )
             self._upload = upload
             upload.create()
@@ -387,14 +388,16 @@ class PutObjectStream:
             return wait_for(runtime.pool.submit(find, runtime, target))
 
         try:
-            answer = send({}) if self._overwrite else send_as_first(send, find_any, lambda: self._is_in_place(body))
+            answer = send_on(self._condition, send, find_any, lambda: self._is_in_place(body))
         except Refused as refused:
             raise refused.translated() from None
         if answer is not None and not answer.headers.get("ETag"):
-            raise S3Exception(
+            error = S3Exception(
                 f"PUT of {self._target.uri} failed: the answer is none of an S3 store, for it names no ETag; check the "
                 "endpoint and the proxy, and look whether the object is in place"
             )
+            error.in_doubt = True
+            raise error
 
     def _is_in_place(self, body: Pieces) -> bool | None:
         """Whether the object in place has these bytes; None where that cannot be found out."""

@@ -165,12 +165,11 @@ class RestClient:
             is_open = refused.is_open and status not in _DECIDING_STATUSES
             if not is_open and status not in _DOUBTFUL_STATUSES:
                 raise
-            error = refused.translated()
-            raise type(error)(f"{error}; {_DOUBT}") from None
+            raise _in_doubt(refused.translated()) from None
         except (S3ConnectionError, S3TimeoutError) as error:
             if CERTIFICATE_REFUSED in str(error):  # Nothing was sent.
                 raise
-            raise type(error)(f"{error}; {_DOUBT}") from error
+            raise _in_doubt(error) from error
 
     def try_send(self, request: Request) -> urllib3.BaseHTTPResponse:
         """Send a request, read the answer, and leave an error to the caller.
@@ -262,8 +261,8 @@ class RestClient:
             back_off(attempt, request.stop)
         while True:
             if request.stop.is_set():  # It may have waited for a thread until now.
-                doubt = f"; {_DOUBT}" if attempt > request.attempts_made and request.method != "GET" else ""
-                raise S3Exception(f"{request.operation} of {request.uri} was given up{doubt}")
+                error = S3Exception(f"{request.operation} of {request.uri} was given up")
+                raise _in_doubt(error) if attempt > request.attempts_made and request.method != "GET" else error
             check()
             attempt += 1
             address, keys = request.address, None
@@ -387,3 +386,10 @@ def _passes(failure: Failure, answer: Answered) -> bool:
     if answer.status < 300:
         return failure.code in _PASSING_CODES
     return answer.status in RETRIED_STATUSES or failure.code in RETRIED_CODES
+
+
+def _in_doubt(error: S3Exception) -> S3Exception:
+    """The same error, which says that the change may have been made."""
+    doubtful = type(error)(f"{error}; {_DOUBT}")
+    doubtful.in_doubt = True
+    return doubtful

@@ -100,7 +100,6 @@ def upload(
     size_hint: int | None = None,
     stop: threading.Event | None = None,
     lasting: LastingMemory | None = None,
-    overwrite: bool = True,
 ) -> Iterator[UploadFile]:
     """Write one object: it appears when the block ends, and not at all when the block raises.
 
@@ -112,14 +111,13 @@ def upload(
         size_hint: About how many bytes there will be, for the size of the parts.
         stop: When set, the upload is given up.
         lasting: Memory that stays as it is until the block has ended, and need not be copied.
-        overwrite: False raises `ObjectExistsError` at the end where there is an object by then.
 
     Yields:
         The file to write to.
     """
     # What is pickled may make it longer, and an upload whose parts are too small for it fails at its end.
     hint = size_hint + size_hint // 64 + _UNCOUNTED_BYTES if size_hint else None
-    stream = client.put_object(bucket, key, size_hint=hint, overwrite=overwrite)
+    stream = client.put_object(bucket, key, size_hint=hint)
     file = UploadFile(stream, progress, stop, lasting)
     try:
         yield file

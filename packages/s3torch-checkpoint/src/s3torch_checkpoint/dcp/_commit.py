@@ -8,18 +8,25 @@ import pickle
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from s3core import AccessDeniedError, NoSuchKeyError, ObjectExistsError, ObjectInfo, S3Client, S3Exception
+from s3core import (
+    AccessDeniedError,
+    NoSuchKeyError,
+    ObjectExistsError,
+    ObjectInfo,
+    PreconditionFailedError,
+    S3Client,
+    S3Exception,
+)
 
 from .._address import CheckpointAddress
-from .._errors import CheckpointExistsError, CorruptCheckpointError
-from .._progress import TransferProgress
+from .._errors import CheckpointError, CheckpointExistsError, CorruptCheckpointError
 from .._threads import run_all
-from .._upload import upload
 from ._names import METADATA_NAME, is_rank_metadata_key
 
 logger = logging.getLogger(__name__)
@@ -117,7 +124,7 @@ class EarlyLook:
     def __init__(self, client: S3Client, address: CheckpointAddress, name: str) -> None:
         self._look: list[Callable[[Any], Any]] = [partial(find_metadata, client, address, name)]
         if name == METADATA_NAME:
-            self._look.append(partial(_find_rank_metadata, client, address))
+            self._look.append(partial(_listed_rank_metadata, client, address))
         self._found_nothing = False
         self._thread = threading.Thread(target=self._run, name="s3torch-checkpoint-look", daemon=True)
         self._thread.start()
@@ -133,6 +140,32 @@ class EarlyLook:
             self._found_nothing = not any(run_all(self._look, len(self._look)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a commit replaces.
+
+    Args:
+        is_known: Whether it is certain what metadata is there.
+        etag: Of that metadata; None where there is none.
+        of_job: Names of the data of the checkpoint.
+        of_ranks: Names of the data that ranks saved on their own.
+        alone: Names of those ranks' metadata.
+    """
+
+    is_known: bool = True
+    etag: str | None = None
+    of_job: set[str] = field(default_factory=set)
+    of_ranks: set[str] = field(default_factory=set)
+    alone: list[str] = field(default_factory=list)
+
+    @property
+    def condition(self) -> dict[str, Any]:
+        """What has the store refuse to replace anything else: arguments of `put_object`."""
+        if not self.is_known:
+            return {}
+        return {"overwrite": False} if self.etag is None else {"if_match": self.etag}
+
+
 def commit(
     client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata, *, is_likely_first: bool = False
 ) -> None:
@@ -140,25 +173,47 @@ def commit(
 
     A checkpoint of the whole job also replaces what its ranks saved on their own, which nobody sees beside it.
 
+    The PUT names what it replaces. Where that is no longer in place, the commit looks again, so that of saves which
+    commit at the same moment the last one stays, whole. A store that does not know such a condition gets it without.
+
     Args:
         client: Client of the bucket.
         address: The checkpoint.
         name: Name of the metadata object.
         metadata: Complete, with the place of every item.
         is_likely_first: Whether there was no checkpoint a short time ago. Where the store confirms that, there is no
-            need to look again, which takes a round trip. (One that knows no such condition may replace a checkpoint
-            that came since then; its data stays until `clean()`.)
+            need to look again, which takes a round trip. (What ranks saved on their own since then stays, hidden,
+            until `clean()`.)
+
+    Raises:
+        CheckpointError: Another save has committed after this one, or before it: an answer was lost. Its checkpoint is
+            in place, whole.
     """
-    if is_likely_first:
+    place = _Place() if is_likely_first else _what_is_there(client, address, name)
+    refused: set[str | None] = set()
+    while True:
+        condition = {} if place.etag in refused else place.condition
         try:
-            _put_metadata(client, address, name, metadata, overwrite=False)
-            return
-        except S3Exception as error:  # there is a checkpoint by now, or the store has something against the condition
-            logger.debug("%s is committed again, as one that may replace another: %s", address.uri(), error)
-    of_job, of_ranks, alone = _what_is_there(client, address, name)
-    _put_metadata(client, address, name, metadata)
-    if delete_quietly(client, address, alone):
-        of_job |= of_ranks
+            _put_metadata(client, address, name, metadata, **condition)
+            break
+        except S3Exception as error:
+            is_lost = isinstance(error, (ObjectExistsError, PreconditionFailedError))
+            if is_lost and error.in_doubt:
+                # To commit again would be wrong: the other save deletes the data of what it has replaced.
+                raise CheckpointError(
+                    f"{address.uri(name)} was written by somebody else at the same time, and it is not known whether "
+                    "before this save or after it: an answer was lost. That checkpoint is in place; choose a path of "
+                    "its own for each save, and remove what this one has written with clean()"
+                ) from error
+            may_be_condition = is_lost or type(error) in (AccessDeniedError, S3Exception)
+            if not condition or error.in_doubt or not may_be_condition:
+                raise
+            logger.debug("%s is looked at again: %s", address.uri(name), error)
+        refused.add(place.etag)
+        place = _what_is_there(client, address, name)
+    of_job = place.of_job
+    if delete_quietly(client, address, place.alone):
+        of_job |= place.of_ranks
     delete_quietly(client, address, of_job - data_names(metadata))
 
 
@@ -191,58 +246,68 @@ def commit_as_first(client: S3Client, address: CheckpointAddress, name: str, met
 
 
 def _put_metadata(
-    client: S3Client, address: CheckpointAddress, name: str, metadata: Metadata, *, overwrite: bool = True
+    client: S3Client,
+    address: CheckpointAddress,
+    name: str,
+    metadata: Metadata,
+    *,
+    overwrite: bool = True,
+    if_match: str | None = None,
 ) -> bytes:
     body = pickle.dumps(metadata)
     key = address.key(name)
-    with (
-        TransferProgress(f"Committing {address.uri()}", len(body), enabled=False) as progress,
-        upload(client, address.bucket, key, progress, size_hint=len(body), overwrite=overwrite) as target,
-    ):
-        target.write(body)
+    with client.put_object(address.bucket, key, size_hint=len(body), overwrite=overwrite, if_match=if_match) as stream:
+        stream.write(body)
     return body
 
 
-def _what_is_there(client: S3Client, address: CheckpointAddress, name: str) -> tuple[set[str], set[str], list[str]]:
-    """Find what a commit will replace.
-
-    Returns:
-        Names of the data of the checkpoint, and of what ranks saved on their own; names of those ranks' metadata.
-    """
-    look: list[Callable[[Any], Any]] = [partial(_names_before, client, address, name)]
+def _what_is_there(client: S3Client, address: CheckpointAddress, name: str) -> _Place:
+    """Find what a commit will replace."""
+    look: list[Callable[[Any], Any]] = [partial(_metadata_before, client, address, name)]
     if name == METADATA_NAME:
         look.append(partial(_find_rank_metadata, client, address))
-    of_job, *found = run_all(look, len(look))  # one round trip for both
+    (is_known, etag, of_job), *found = run_all(look, len(look))  # one round trip for both
     alone: list[str] = found[0] if found else []
-    tasks = [partial(_names_before, client, address, rank_name) for rank_name in alone]
-    return of_job, set().union(*run_all(tasks, METADATA_THREADS)) if tasks else set(), alone
+    tasks = [partial(_metadata_before, client, address, rank_name) for rank_name in alone]
+    of_ranks = {name for _, _, names in run_all(tasks, METADATA_THREADS) for name in names} if tasks else set()
+    return _Place(is_known, etag, of_job, of_ranks, alone)
 
 
-def _find_rank_metadata(client: S3Client, address: CheckpointAddress, _stop: object = None) -> list[str]:
+def _listed_rank_metadata(client: S3Client, address: CheckpointAddress, _stop: object = None) -> list[str]:
     try:
         return rank_metadata_names(client, address)
     except AccessDeniedError:  # a save needs no permission to list
         return []
+
+
+def _find_rank_metadata(client: S3Client, address: CheckpointAddress, _stop: object = None) -> list[str]:
+    try:
+        return _listed_rank_metadata(client, address)
     except S3Exception as error:
         logger.warning("What ranks saved on their own at %s before, if anything, stays there: %s", address.uri(), error)
         return []
 
 
-def _names_before(client: S3Client, address: CheckpointAddress, name: str, _stop: object = None) -> set[str]:
+def _metadata_before(
+    client: S3Client, address: CheckpointAddress, name: str, _stop: object = None
+) -> tuple[bool, str | None, set[str]]:
+    """Whether it is certain what metadata is there, its ETag, and the names of its data."""
+    etag: str | None = None
     try:
         # Where there is none, a HEAD takes one round trip of a connection that the upload has left, and a GET 30 ms
         # more in a process that has read nothing yet.
         info = find_metadata(client, address, name)
         if info is None:
-            return set()
-        metadata, _ = read_metadata_object(client, address, name, info)
-        return data_names(metadata)
+            return True, None, set()
+        etag = info.etag
+        metadata, etag = read_metadata_object(client, address, name, info)
+        return etag is not None, etag, data_names(metadata)
     except NoSuchKeyError:
-        return set()
+        return True, None, set()
     except Exception as error:
         # The old checkpoint cannot be read, so it cannot be known what belongs to it; that must not stop the new one.
         logger.warning("The data of the checkpoint replaced at %s stays in the bucket: %s", address.uri(), error)
-        return set()
+        return etag is not None, etag, set()
 
 
 def delete_quietly(client: S3Client, address: CheckpointAddress, names: Iterable[str]) -> bool:

@@ -1,7 +1,8 @@
-"""Writing with `overwrite=False`: the first one to write a key succeeds, and nothing is replaced."""
+"""Writing on a condition: `overwrite=False` replaces nothing, `if_match` the named version only."""
 
 from __future__ import annotations
 
+import pickle
 import random
 import threading
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from s3core import ObjectExistsError, PreconditionFailedError, S3Client, S3Exception
+from s3core import ConfigError, ObjectExistsError, PreconditionFailedError, S3Client, S3Exception
 from servers import CountingServer, S3Server
 
 MiB = 2**20
@@ -45,8 +46,9 @@ def test_an_object_that_is_there_is_not_replaced(
     write(client, bucket, data)
     assert client.get_object(bucket, "key").read_all() == data
     for other in (b"other", LARGE[::-1]):
-        with pytest.raises(ObjectExistsError, match=EXISTS):
+        with pytest.raises(ObjectExistsError, match=EXISTS) as caught:
             write(client, bucket, other)
+        assert not caught.value.in_doubt
     assert client.get_object(bucket, "key").read_all() == data
     assert "Uploads" not in s3_server.boto3_client().list_multipart_uploads(Bucket=bucket)
     assert client._runtime.budget.used == 0
@@ -92,8 +94,9 @@ def test_another_object_is_not_taken_for_one_whose_answer_was_lost(
     counting_server: CountingServer, client: S3Client, other: bytes
 ) -> None:
     counting_server.fault(operation="PutObject", times=1, cut=0, replace_with=other)
-    with pytest.raises(ObjectExistsError, match=EXISTS):
+    with pytest.raises(ObjectExistsError, match=EXISTS) as caught:
         write(client, counting_server.bucket, SMALL)
+    assert caught.value.in_doubt
     assert counting_server.get("key") == other
 
 
@@ -125,6 +128,7 @@ def test_where_nothing_tells_the_error_says_so(
     with pytest.raises(S3Exception, match=r"s3://.*/key failed: .* could not be found out; look at it") as caught:
         write(client, counting_server.bucket, data)
     assert not isinstance(caught.value, ObjectExistsError)
+    assert caught.value.in_doubt
 
 
 @LAST_REQUESTS
@@ -203,3 +207,114 @@ def test_what_may_replace_carries_no_condition(counting_server: CountingServer, 
             stream.write(data)
         assert counting_server.get("key") == data
     assert not any("if-none-match" in request.headers for request in counting_server.requests)
+    assert not any("if-match" in request.headers for request in counting_server.requests)
+
+
+def replace(client: S3Client, bucket: str, etag: str | None, data: bytes) -> None:
+    with client.put_object(bucket, "key", if_match=etag) as stream:
+        stream.write(data)
+
+
+@pytest.fixture
+def etag(counting_server: CountingServer, client: S3Client) -> str:
+    """The ETag of an object that is there."""
+    counting_server.put("key", b"old")
+    etag = client.head_object(counting_server.bucket, "key").etag
+    assert etag is not None
+    return etag
+
+
+@SIZES
+def test_the_version_that_is_named_is_replaced_and_no_other(
+    s3_server: S3Server, make_client: Callable[..., S3Client], data: bytes
+) -> None:
+    bucket = s3_server.create_bucket()
+    client = make_client(s3_server, part_size=PART)
+    write(client, bucket, b"old")
+    old = client.head_object(bucket, "key").etag
+    replace(client, bucket, old, data)
+    assert client.get_object(bucket, "key").read_all() == data
+    if s3_server.name == "moto" and data is LARGE:
+        pytest.skip("moto ignores the condition when it completes an upload")
+    with pytest.raises(PreconditionFailedError, match=r"s3://.*/key failed: the object to replace, of ETag") as caught:
+        replace(client, bucket, old, data[::-1] + b"other")
+    assert not caught.value.in_doubt
+    assert client.get_object(bucket, "key").read_all() == data
+    assert "Uploads" not in s3_server.boto3_client().list_multipart_uploads(Bucket=bucket)
+
+
+@LAST_REQUESTS
+def test_what_is_gone_is_not_replaced(
+    counting_server: CountingServer, client: S3Client, etag: str, data: bytes, operation: str
+) -> None:
+    counting_server.delete("key")
+    with pytest.raises(PreconditionFailedError, match="no longer in place"):
+        replace(client, counting_server.bucket, etag, data)
+    assert counting_server.keys() == []
+    assert counting_server.uploads() == []
+
+
+@LAST_REQUESTS
+def test_a_replacement_whose_answer_was_lost_is_made(
+    counting_server: CountingServer, client: S3Client, etag: str, data: bytes, operation: str
+) -> None:
+    counting_server.fault(operation=operation, times=1, cut=0)
+    replace(client, counting_server.bucket, etag, data)
+    assert counting_server.get("key") == data
+    assert counting_server.uploads() == []
+
+
+@LAST_REQUESTS
+def test_a_replacement_that_may_have_been_replaced_is_in_doubt(
+    counting_server: CountingServer, client: S3Client, etag: str, data: bytes, operation: str
+) -> None:
+    counting_server.fault(operation=operation, times=1, cut=0, replace_with=b"newer")
+    with pytest.raises(S3Exception) as caught:
+        replace(client, counting_server.bucket, etag, data)
+    assert caught.value.in_doubt
+    assert counting_server.get("key") == b"newer"
+    assert counting_server.uploads() == []
+
+
+@LAST_REQUESTS
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_store_that_cannot_name_a_version_is_asked_for_it_first(
+    counting_server: CountingServer, client: S3Client, etag: str, data: bytes, operation: str, is_same: bool
+) -> None:
+    counting_server.fault(operation=operation, times=1, status=501, code="NotImplemented")
+    if is_same:
+        replace(client, counting_server.bucket, etag, data)
+    else:
+        counting_server.put("key", b"newer")
+        with pytest.raises(PreconditionFailedError, match="no longer in place"):
+            replace(client, counting_server.bucket, etag, data)
+    assert counting_server.get("key") == (data if is_same else b"newer")
+    assert counting_server.uploads() == []
+
+
+@pytest.mark.parametrize("arguments", [{"if_match": ""}, {"if_match": '"abc"', "overwrite": False}], ids=str)
+def test_a_condition_that_cannot_be_is_an_error_at_the_door(client: S3Client, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="if_match="):
+        client.put_object("bucket", "key", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("effect", "is_in_doubt"),
+    [
+        ({"cut": 0}, True),
+        ({"status": 500}, True),
+        ({"status": 503, "code": "SlowDown"}, False),
+        ({"status": 403}, False),
+    ],
+    ids=str,
+)
+def test_an_error_tells_whether_the_write_may_have_been_made(
+    counting_server: CountingServer, client: S3Client, effect: dict[str, Any], is_in_doubt: bool
+) -> None:
+    counting_server.fault(operation="PutObject", **effect)
+    stream = client.put_object(counting_server.bucket, "key")
+    stream.write(SMALL)
+    with pytest.raises(S3Exception) as caught:
+        stream.close()
+    assert caught.value.in_doubt == is_in_doubt
+    assert pickle.loads(pickle.dumps(caught.value)).in_doubt == is_in_doubt
