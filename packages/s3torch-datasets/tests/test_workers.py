@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -44,16 +45,54 @@ def key_of(sample: Any) -> str:
     return key
 
 
-@pytest.mark.parametrize("kind", [S3IterableDataset, S3TarDataset])
-def test_threads_that_share_an_iterator_get_samples_of_their_own(
-    counting_server: CountingServer, connection: dict[str, Any], kind: Any
-) -> None:
-    names = [f"{number:03}" for number in range(60)]
+def put_archives(counting_server: CountingServer, count: int) -> list[str]:
+    """Put archives of one sample each, and give their names."""
+    names = [f"{number:03}" for number in range(count)]
     for name in names:
         data = io.BytesIO()
         with tarfile.open(fileobj=data, mode="w") as archive:
             archive.addfile(tarfile.TarInfo(f"{name}.txt"))
         counting_server.put(f"data/{name}.tar", data.getvalue())
+    return names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="s3core names spawn where it cannot fork")
+@pytest.mark.parametrize("kind", [S3IterableDataset, S3TarDataset])
+def test_a_child_that_is_forked_while_a_thread_makes_a_sample_makes_its_own(
+    counting_server: CountingServer, connection: dict[str, Any], kind: Any
+) -> None:
+    put_archives(counting_server, 3)
+    is_held, may_go_on = threading.Event(), threading.Event()
+
+    def hold(_: Any) -> bool:
+        is_held.set()
+        return may_go_on.wait(60)
+
+    dataset = kind.from_prefix(f"s3://{counting_server.bucket}/data/", transform=hold, **connection)
+    iterator: Iterator[Any] = iter(dataset)
+    thread = threading.Thread(target=next, args=(iterator,))
+    thread.start()
+    try:
+        assert is_held.wait(60)
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(30)  # ends a child that hangs
+                may_go_on.set()
+                os._exit(0 if next(iterator) is True else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        may_go_on.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("kind", [S3IterableDataset, S3TarDataset])
+def test_threads_that_share_an_iterator_get_samples_of_their_own(
+    counting_server: CountingServer, connection: dict[str, Any], kind: Any
+) -> None:
+    names = put_archives(counting_server, 60)
     dataset = kind.from_prefix(f"s3://{counting_server.bucket}/data/", transform=key_of, **connection)
     iterator: Iterator[Any] = iter(dataset)
     parts: list[list[str]] = [[], [], [], []]
