@@ -192,6 +192,17 @@ def test_many_objects_are_deleted_one_by_one_where_the_store_knows_no_other_way(
     assert counting_server.keys() == []
 
 
+def test_a_store_that_deletes_nothing_is_not_asked_for_each_object(
+    counting_server: CountingServer, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(counting_server, max_attempts=1, max_concurrency=2)
+    for operation in ("DeleteObjects", "DeleteObject"):
+        counting_server.fault(operation=operation, status=405, code="MethodNotAllowed")
+    with pytest.raises(S3Exception, match=f"s3://{counting_server.bucket}/"):
+        client.delete_objects(counting_server.bucket, [f"{n:05}" for n in range(1000)])
+    assert len(counting_server.requests) < 100
+
+
 def test_a_bulk_deletion_that_fails_in_part_names_the_first_and_counts_the_others(
     counting_server: CountingServer, client: S3Client
 ) -> None:

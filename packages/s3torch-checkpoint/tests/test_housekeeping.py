@@ -191,6 +191,22 @@ def test_what_ranks_saved_on_their_own_is_deleted_by_its_name(
 
 
 @saves_alone
+def test_what_a_rank_saves_while_its_earlier_save_is_deleted_stays(
+    options: Options, root: str, counting_server: CountingServer
+) -> None:
+    save(options, root, 2.0, use_collectives=False)
+    newer = counting_server.objects()
+    save(options, root, 1.0, use_collectives=False)
+    for key, content in newer.items():
+        if key != "run/__0.metadata":
+            counting_server.put(key, content)
+    # The new commit comes after the metadata was read.
+    counting_server.fault(method="GET", key="run/__0.metadata", times=1, replace_with=newer["run/__0.metadata"])
+    delete_checkpoint(root, **options)
+    assert load(options, root) == 2.0
+
+
+@saves_alone
 def test_a_checkpoint_of_the_whole_job_replaces_what_ranks_saved_on_their_own(
     options: Options, root: str, counting_server: CountingServer
 ) -> None:

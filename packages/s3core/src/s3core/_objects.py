@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -23,6 +24,8 @@ from ._xml import Document, deletion_document, fits_xml
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
+
+logger = logging.getLogger("s3core")
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _DELETED_AT_ONCE = 1000
@@ -137,6 +140,8 @@ class _DeleteJob:
         try:
             deletion.runtime.rest.try_send(Request("DELETE", deletion.bucket, key, stop=deletion.stop))
         except Refused as refused:
+            if _is_unknown(refused.failure):  # as of all others
+                raise refused.translated() from None
             if not _is_missing(refused):
                 deletion.failures.append((key, refused.failure))
 
@@ -147,6 +152,8 @@ class _DeleteJob:
         except Refused as refused:
             if not _is_unknown(refused.failure):
                 raise refused.translated() from None
+            if deletion.runtime.deletes_many:
+                logger.info("the store of s3://%s deletes one object at a time: %s", deletion.bucket, refused)
             deletion.runtime.deletes_many = False
             deletion.left += self._keys
 

@@ -16,7 +16,7 @@ from .._address import CheckpointAddress
 from .._checks import check_count
 from .._errors import NoCheckpointError
 from .._threads import run_all
-from ._commit import METADATA_THREADS, data_names, find_metadata, rank_metadata_names, read_metadata_object
+from ._commit import METADATA_THREADS, data_names, find_metadata, read_metadata_object
 from ._names import METADATA_NAME, is_data_name, is_metadata_key, is_rank_metadata_key
 
 logger = logging.getLogger(__name__)
@@ -197,9 +197,10 @@ def clean(
         and key[: key.rfind("/") + 1] + METADATA_NAME in metadata
         and _is_written_by(oldest, info)
     )
-    orphans = candidates - _named_keys(client, address.bucket, metadata.keys() - set(hidden))
+    orphans = candidates.difference(*_named_keys(client, address.bucket, metadata.keys() - set(hidden)).values())
     if orphans:  # the URI may be that of a folder of a checkpoint's
-        orphans -= _named_keys(client, address.bucket, _metadata_above(client, address))
+        above = _named_keys(client, address.bucket, _metadata_above(client, address))
+        orphans.difference_update(*above.values())
     client.delete_objects(address.bucket, hidden)
     client.delete_objects(address.bucket, sorted(orphans))
     return [f"s3://{address.bucket}/{key}" for key in (*hidden, *sorted(orphans))]
@@ -255,16 +256,25 @@ def _delete_checkpoint(client: S3Client, address: CheckpointAddress, info: Objec
         except ObjectChangedError:
             return False
         names = data_names(metadata)
-    of_ranks = [address.key(name) for name in rank_metadata_names(client, address)]
-    data = _named_keys(client, address.bucket, of_ranks) | {address.key(name) for name in names}
+    before = _rank_metadata(client, address)
+    named = _named_keys(client, address.bucket, before)
     now = find_metadata(client, address, METADATA_NAME)
     if now is not None and (info is None or now.etag != info.etag):
         return False
+    after = _rank_metadata(client, address) if before else {}
+    of_ranks = [key for key, etag in before.items() if after.get(key) == etag]  # a rank may have saved again
     client.delete_objects(address.bucket, of_ranks)  # or they would come to light
     if info is not None:
         client.delete_object(address.bucket, address.key(METADATA_NAME))
+    data = {address.key(name) for name in names}.union(*(named[key] for key in of_ranks))
     client.delete_objects(address.bucket, sorted(data))
     return True
+
+
+def _rank_metadata(client: S3Client, address: CheckpointAddress) -> dict[str, str | None]:
+    """The keys of the metadata of ranks that saved on their own, with their ETags."""
+    pages = client.list_objects(address.bucket, address.key("__"), "/")
+    return {info.key: info.etag for page in pages for info in page.object_info if is_rank_metadata_key(info.key)}
 
 
 def _metadata_above(client: S3Client, address: CheckpointAddress) -> list[str]:
@@ -286,8 +296,8 @@ def _metadata_above(client: S3Client, address: CheckpointAddress) -> list[str]:
     return [key for page in pages for key in page.keys if is_metadata_key(key)]
 
 
-def _named_keys(client: S3Client, bucket: str, metadata_keys: Iterable[str]) -> set[str]:
-    """The keys of all data objects that some metadata names."""
+def _named_keys(client: S3Client, bucket: str, metadata_keys: Iterable[str]) -> dict[str, set[str]]:
+    """The keys of all data objects that some metadata names, by the key of the metadata."""
 
     def names_of(key: str, _stop: object) -> set[str]:
         base, _, name = key.rpartition("/")
@@ -298,5 +308,6 @@ def _named_keys(client: S3Client, bucket: str, metadata_keys: Iterable[str]) -> 
             return set()
         return {address.key(data) for data in data_names(metadata)}
 
-    tasks = [partial(names_of, key) for key in metadata_keys]
-    return set().union(*run_all(tasks, METADATA_THREADS)) if tasks else set()
+    keys = list(metadata_keys)
+    found = run_all([partial(names_of, key) for key in keys], METADATA_THREADS) if keys else []
+    return dict(zip(keys, found, strict=True))
