@@ -11,6 +11,7 @@ from s3core._plan import (
     FIRST_RANGE,
     MAX_OBJECT_SIZE,
     MAX_PARTS,
+    STREAM_RANGE,
     next_range_size,
     next_window,
     plan_part_size,
@@ -61,15 +62,11 @@ def test_a_size_that_no_object_has_is_refused(size: int) -> None:
         plan_part_size(8 * MiB, size)
 
 
-@given(part_size=part_sizes)
-def test_ranges_grow_from_small_to_a_part(part_size: int) -> None:
-    size, sizes = 0, []
-    while size < part_size:
-        size = next_range_size(size, part_size)
-        sizes.append(size)
+def test_ranges_of_a_stream_grow_from_small_to_large() -> None:
+    sizes = list(itertools.accumulate(range(20), lambda size, _: next_range_size(size)))[1:]
     assert sizes[0] == FIRST_RANGE
-    assert sizes[-1] == part_size
-    assert all(after <= 2 * before for before, after in itertools.pairwise(sizes))
+    assert sizes[-1] == sizes[-2] == STREAM_RANGE
+    assert all(after in (2 * before, STREAM_RANGE) for before, after in itertools.pairwise(sizes))
 
 
 @given(parts=st.integers(1, 1000), limit=st.integers(1, 1000))

@@ -432,7 +432,7 @@ class Window:
         """Send further ranges, as far as window and memory allow; one in any case."""
         end = self.end()
         while self.planned < end and len(self._ranges) < self._ranges_ahead:
-            size = min(next_range_size(self._range_size, self._runtime.config.part_size), end - self.planned)
+            size = min(next_range_size(self._range_size), end - self.planned)
             is_needed = not self._ranges
             if is_needed:
                 size = min(size, self.size)
