@@ -37,6 +37,7 @@ CASES = {
     # What is measured, and how many MiB it may take above the process before it.
     "load": ("measure(lambda: S3Checkpoint().load(uri + '/model.pt'))", MODEL_MIB + 250),
     "load in order": ("measure(lambda: S3Checkpoint().load(uri + '/model.pt', weights_only=False))", MODEL_MIB + 250),
+    "load from the reader": ("measure(lambda: torch.load(S3Checkpoint().reader(uri + '/model.pt')))", MODEL_MIB + 250),
     "save": ("state = tensors(torch.ones, 4)\nmeasure(lambda: S3Checkpoint().save(state, uri + '/saved.pt'))", 100),
     "save of others": (
         "class Others:\n"

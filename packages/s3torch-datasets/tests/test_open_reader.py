@@ -63,3 +63,33 @@ def test_it_reads_by_default_as_datasets_do_and_asks_for_nothing_before(
         assert not counting_server.requests
         with pytest.raises(NoSuchKeyError, match="/missing"):
             reader.read()
+
+
+def test_a_window_stays_where_it_is_while_the_end_of_the_object_is_read(
+    counting_server: CountingServer, client: S3Client
+) -> None:
+    """`torch.load` and `zipfile` look at the directory at the end, in several steps, and read on from the front."""
+    data = b"".join(number.to_bytes(4, "little") for number in range(10 * MiB))
+    counting_server.put("one", data)
+    reader = open_reader(client, counting_server.bucket, "one", S3ReaderConstructor.streaming(window=32 * MiB))
+    for start, size in ((-22, 22), (-4096, 4096), (-70_000, 60_000), (-MiB, 10)):
+        at = reader.seek(start, 2)
+        assert reader.read(size) == data[at : at + size]
+    reader.seek(0)
+    assert reader.read(9 * MiB) == data[: 9 * MiB]
+    reader.seek(-22, 2)
+    assert reader.read() == data[-22:]
+    reader.seek(9 * MiB)
+    assert reader.read(30 * MiB) == data[9 * MiB : 39 * MiB]
+    assert reader.read() == data[39 * MiB :]
+    sent = sum(request.bytes_sent for request in counting_server.requests)
+    assert sent < len(data) + 2 * MiB
+
+
+def test_an_object_of_one_block_is_fetched_once(counting_server: CountingServer, client: S3Client) -> None:
+    counting_server.put("one", OLD)
+    reader = open_reader(client, counting_server.bucket, "one", S3ReaderConstructor.streaming())
+    for start in (-22, -70_000, -3 * MiB, -len(OLD)):
+        reader.seek(start, 2)
+        assert reader.read(22) == OLD[:22]
+    assert sum(request.bytes_sent for request in counting_server.requests) == len(OLD)

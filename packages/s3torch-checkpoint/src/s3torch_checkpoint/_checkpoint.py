@@ -33,7 +33,8 @@ class S3Checkpoint:
         region: AWS region of the bucket; None for the environment's.
         endpoint: URL of an S3-compatible store; None for AWS, or the environment's.
         s3client_config: Settings of the client.
-        reader_constructor: How `reader` reads; None for `S3ReaderConstructor.default()`.
+        reader_constructor: How `reader` reads; None for `S3ReaderConstructor.streaming()`, which holds 128 MiB of a
+            checkpoint beside the tensors that `torch.load` makes of it.
 
     Example:
         >>> checkpoint = S3Checkpoint(region="eu-central-1")
@@ -51,7 +52,7 @@ class S3Checkpoint:
         self._region = region
         self._endpoint = endpoint
         self._client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
-        self._reader_constructor = reader_constructor or S3ReaderConstructor.default()
+        self._reader_constructor = reader_constructor or S3ReaderConstructor.streaming()
 
     @property
     def region(self) -> str | None:

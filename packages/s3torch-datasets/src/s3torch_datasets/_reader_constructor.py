@@ -73,7 +73,7 @@ class S3ReaderConstructor:
 
     @staticmethod
     def default() -> S3ReaderConstructorProtocol:
-        """Returns the constructor used where none is given: `sequential()`."""
+        """Returns the constructor that datasets use where none is given: `sequential()`."""
         return S3ReaderConstructor.sequential()
 
     @staticmethod

@@ -15,6 +15,8 @@ from s3torch_datasets._protocol import GetObjectInfo, GetStream
 DEFAULT_WINDOW_SIZE_BYTES = 128 * 2**20
 _MAX_BLOCK_SIZE_BYTES = 8 * 2**20
 _BLOCKS_IN_WINDOW = 16
+# Here lies an archive's directory, or a table's footer, which is read first, and now and then.
+_MAX_TAIL_SIZE_BYTES = 2**20
 
 
 class _Block:
@@ -34,15 +36,16 @@ class StreamingS3Reader(PositionedReader):
 
     The window is a run of blocks, fetched in parallel: about three quarters lie ahead of the position, a quarter behind
     it. It starts with one block and doubles as reading goes on, so that a short read fetches little. Seeks inside the
-    window are free; a seek outside it starts a new window there. A single read of at least the window's size goes
-    straight into its result.
+    window are free; a seek outside it starts a new window there. An object of one block is fetched whole. The end of a
+    larger one (1 MiB, or one block) is held apart once it is asked for, and leaves the window where it is. A single
+    read of at least the window's size goes straight into its result.
 
     Args:
         bucket: Bucket of the object.
         key: Exact key of the object.
         get_object_info: Returns the object's size and ETag.
         get_stream: Opens a range of the object.
-        window: Most bytes held and on their way at a time; None means 128 MiB.
+        window: Most bytes of the window held and on their way at a time; None means 128 MiB.
 
     Raises:
         ValueError: The window is not positive.
@@ -54,11 +57,13 @@ class StreamingS3Reader(PositionedReader):
         super().__init__(bucket, key, get_object_info, get_stream)
         self._window = check_window(window)
         self._block_size = min(_MAX_BLOCK_SIZE_BYTES, max(1, self._window // _BLOCKS_IN_WINDOW))
+        self._tail_size = min(_MAX_TAIL_SIZE_BYTES, self._block_size)
         in_window = max(1, self._window // self._block_size)
         self._blocks_behind = in_window // 4
         self._max_blocks_ahead = in_window - 1 - self._blocks_behind
         self._blocks_ahead = 0
         self._blocks: deque[_Block] = deque()
+        self._tail: _Block | None = None
         self._forks = 0
 
     def prefetch(self) -> None:
@@ -69,6 +74,8 @@ class StreamingS3Reader(PositionedReader):
             self._append_block(self._position)
 
     def _fetch(self, position: int, size: int | None) -> bytes:
+        if size is None and self._is_in_tail(position):
+            size = self._object_size() - position
         if size is None or size >= self._window:
             return self._fetch_past_window(position, None if size is None else position + size)
         pieces = []
@@ -87,7 +94,7 @@ class StreamingS3Reader(PositionedReader):
             return self._fetch_into_past_window(position, view)
         filled = 0
         while filled < len(view):
-            block = self._block_at(position + filled)
+            block = self._block_at(position + filled, position + len(view))
             if block is None:
                 break
             assert block.data is not None
@@ -98,7 +105,7 @@ class StreamingS3Reader(PositionedReader):
         return filled
 
     def _fetch_some(self, position: int, size: int) -> bytes:
-        block = self._block_at(position)
+        block = self._block_at(position, position + size)
         if block is None:
             return b""
         assert block.data is not None
@@ -110,7 +117,7 @@ class StreamingS3Reader(PositionedReader):
             end = self._size if end is None else min(end, self._size)
             if position >= end:
                 return b""
-        self._release()
+        self._drop_window()
         stream = as_byte_stream(self._open(position, end))
         try:
             data = stream.read_all()
@@ -129,7 +136,7 @@ class StreamingS3Reader(PositionedReader):
             view = view[: max(0, self._size - position)]
             if not view:
                 return 0
-        self._release()
+        self._drop_window()
         stream = as_byte_stream(self._open(position, position + len(view)))
         try:
             filled = stream.read_into(view)
@@ -140,8 +147,13 @@ class StreamingS3Reader(PositionedReader):
         self._check_complete(position, position + len(view), filled)
         return filled
 
-    def _block_at(self, position: int) -> _Block | None:
-        """Returns the block that holds the position, with its data; None at the end of the object."""
+    def _block_at(self, position: int, wanted_end: int) -> _Block | None:
+        """Returns the block that holds the position, with its data; None at the end of the object.
+
+        Args:
+            position: Offset in the object.
+            wanted_end: One past the last byte that is read now: up to there nothing is asked for in vain.
+        """
         if self._size is not None and position >= self._size:
             return None
         if self._forks != ForkCount.now:
@@ -150,24 +162,49 @@ class StreamingS3Reader(PositionedReader):
             self._forks = ForkCount.now
         blocks = self._blocks
         if not blocks or not blocks[0].start <= position < blocks[-1].end:
-            if not blocks or position != blocks[-1].end:
-                self._release()
-            self._append_block(position)
+            if self._is_in_tail(position):
+                return self._tail_block()
+            start = 0 if self._is_one_block() else position
+            if not blocks or start != blocks[-1].end:
+                self._drop_window()
+            self._append_block(start)
         block = blocks[(position - blocks[0].start) // self._block_size]
-        self._move_window(block)
+        self._move_window(block, wanted_end)
         if block.data is None:
             self._receive(block)
         return None if not block.data or position >= block.start + len(block.data) else block
 
-    def _move_window(self, current: _Block) -> None:
+    def _is_one_block(self) -> bool:
+        return self._size is not None and self._size <= self._block_size
+
+    def _is_in_tail(self, position: int) -> bool:
+        return self._size is not None and self._size > self._block_size and position >= self._size - self._tail_size
+
+    def _tail_block(self) -> _Block:
+        tail = self._tail
+        if tail is None:
+            assert self._size is not None
+            start = self._size - self._tail_size
+            tail = _Block(start, self._size, as_byte_stream(self._open(start, self._size)))
+            try:
+                self._receive(tail)
+            finally:
+                if tail.stream is not None:
+                    tail.stream.close()
+            self._tail = tail
+        return tail
+
+    def _move_window(self, current: _Block, wanted_end: int) -> None:
         blocks = self._blocks
         while (current.start - blocks[0].start) // self._block_size > self._blocks_behind:
             self._close_block(blocks.popleft())
         if current.data is None and self._size is not None:
             ahead = max(1, self._blocks_ahead * 2) if current is not blocks[0] else self._blocks_ahead
             self._blocks_ahead = min(ahead, self._max_blocks_ahead)
-        wanted_end = current.end + self._blocks_ahead * self._block_size
-        while self._size is not None and blocks[-1].end < min(wanted_end, self._size):
+        wanted = -(-(wanted_end - current.end) // self._block_size)
+        ahead = min(max(wanted, self._blocks_ahead), self._max_blocks_ahead)
+        end = current.end + ahead * self._block_size
+        while self._size is not None and blocks[-1].end < min(end, self._size):
             self._append_block(blocks[-1].end)
 
     def _append_block(self, start: int) -> None:
@@ -191,14 +228,14 @@ class StreamingS3Reader(PositionedReader):
             self._check_complete(block.start, block.end, len(data))
             block.data, block.end, block.stream = data, block.start + len(data), None
         except BaseException:
-            self._release()
+            self._drop_window()
             raise
         stream.close()
 
     def _check_complete(self, start: int, end: int, received: int) -> None:
         expected = min(end, self._object_size()) - start
         if received < expected:
-            self._release()
+            self._drop_window()
             raise S3Exception(
                 f"{self._uri}: received {received} of the {expected} bytes from offset {start}; "
                 "the object may have been replaced while it was read, open it again"
@@ -211,6 +248,10 @@ class StreamingS3Reader(PositionedReader):
             stream.close()
 
     def _release(self) -> None:
+        self._drop_window()
+        self._tail = None
+
+    def _drop_window(self) -> None:
         self._blocks_ahead = 0
         while self._blocks:
             block = self._blocks.popleft()  # first of all: what Ctrl-C leaves in the window can be read
