@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -111,8 +112,8 @@ def main(
         click.echo(f"{time.monotonic() - start:6.0f} s  {line}", err=True)
 
     def keep() -> None:
-        if json_file is not None:
-            json_file.write_text(json.dumps(results, indent=1))
+        if json_file is not None and results["records"]:
+            _replace(json_file, json.dumps(results, indent=1))
 
     is_interrupted = False
     try:
@@ -125,12 +126,13 @@ def main(
         raise click.ClickException(str(error)) from error
     finally:
         keep()
-    text = write_report(results)
-    if report_file is not None:
-        report_file.write_text(text)
-    if plots is not None:
-        write_plots(results, plots)
-    click.echo(text)
+    if results["records"]:
+        text = write_report(results)
+        if report_file is not None:
+            _replace(report_file, text)
+        if plots is not None:
+            write_plots(results, plots)
+        click.echo(text)
     failed = [
         cell
         for cell in summarize(results)
@@ -181,15 +183,23 @@ def _check_options(uri: str | None, endpoint: str | None, settings: tuple[str, .
         raise click.UsageError("--setting is of the local server, and --uri is not")
     *files, plots = outputs
     try:
-        for file in files:
-            if file is not None:
-                file.open("a").close()
+        for file in filter(None, files):
+            if file.exists() and not file.is_file():
+                raise click.UsageError(f"{file} is no file that can be replaced")
+            TemporaryFile(dir=file.parent).close()  # not the file itself, which may be of an earlier run
         if plots is not None:
             plots.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.UsageError(f"can't write there: {error}") from error
     if plots is not None and find_spec("matplotlib") is None:
         raise click.UsageError("--plots needs matplotlib")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or not at all: until then there is what was there before."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text)
+    new.replace(file)
 
 
 def _python(text: str) -> tuple[str, str]:

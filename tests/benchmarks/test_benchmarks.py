@@ -206,6 +206,7 @@ def test_an_interrupted_run_keeps_what_it_measured_and_leaves_nothing_behind(
         (["--python", "nonsense"], "--python is to be such as"),
         (["--python", "boto3=/no/such/python"], "--python is to be such as"),
         (["--json", "/dev/null/run.json"], "can't write there"),
+        (["--json", "/dev/null"], "is no file that can be replaced"),
         (["--report", "/no/such/folder/now.md"], "can't write there"),
         (["--plots", "/dev/null/plots"], "can't write there"),
     ],
@@ -402,6 +403,17 @@ def test_the_comparison_refuses_two_scales(tmp_path: Path) -> None:
     result = _compare(tmp_path, "a.json", "b.json")
     assert result.exit_code == 2
     assert "scale full and scale quick don't compare" in result.output
+
+
+def test_an_earlier_file_stays_where_nothing_was_measured(moto_server: S3Server, bucket: str, tmp_path: Path) -> None:
+    moto_server.boto3_client().put_object(Bucket=bucket, Key="some/where/quick/other", Body=b"mine")
+    files = [tmp_path / "run.json", tmp_path / "now.md"]
+    for file in files:
+        file.write_text("of an earlier run")
+    options = ["--json", str(files[0]), "--report", str(files[1])]
+    assert _run_in(moto_server, bucket, "--workload", "read", *options).exit_code == 1
+    assert [file.read_text() for file in files] == ["of an earlier run"] * 2
+    assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
 def _compare(folder: Path, before: str, after: str) -> Result:
