@@ -126,12 +126,14 @@ def _environment(target: Target) -> dict[str, str]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process, which may abort its uploads before, and whatever it left running."""
-    if process.poll() is None:
-        _signal(process, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_SECONDS)
-    _signal(process, signal.SIGKILL)
-    process.wait()
+    try:
+        if process.poll() is None:
+            _signal(process, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_SECONDS)
+    finally:  # at once, where another Ctrl-C comes while it may
+        _signal(process, signal.SIGKILL)
+        process.wait()
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

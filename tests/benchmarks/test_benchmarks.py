@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -196,6 +197,30 @@ def test_an_interrupted_run_keeps_what_it_measured_and_leaves_nothing_behind(
     assert process.returncode == 130
     assert json.loads(file.read_text())["records"][0]["rate"] > 0
     assert list(temporary.iterdir()) == []
+
+
+def test_a_second_interruption_ends_at_once_what_does_not_end_by_itself(tmp_path: Path) -> None:
+    python, said = tmp_path / "python", tmp_path / "said"
+    python.write_text(f"#!/bin/sh\ntrap 'echo no > {said}' INT\necho $$ > {said}\nwhile :; do sleep 60; done\n")
+    python.chmod(0o755)
+    os.mkfifo(said)
+    arguments = ["--quick", "--workload", "read", "--peer", "ours", "--python", f"ours={python}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        pid = int(said.read_text())
+        process.send_signal(signal.SIGINT)
+        assert said.read_text() == "no\n"
+        process.send_signal(signal.SIGINT)
+    try:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
