@@ -30,6 +30,7 @@ from benchmarks._server import SETTINGS
 from benchmarks._summary import summarize
 from benchmarks._target import REMOTE, Target
 from benchmarks._workloads import WORKLOADS
+from servers import ServerStartError
 
 QUICK_NAMES = ("ours",)
 _INTERRUPTED = 130  # as shells have it
@@ -115,15 +116,15 @@ def main(
         if json_file is not None and results["records"]:
             _replace(json_file, json.dumps(results, indent=1))
 
-    is_interrupted = False
+    is_interrupted, failure = False, None
     try:
         with _terminating_as_ctrl_c():
             run(plan, Progress(results["records"], report, keep))
     except KeyboardInterrupt:
         is_interrupted = True
         report("interrupted: what follows is what was measured until then")
-    except (ForeignDataError, BotoCoreError, ClientError) as error:
-        raise click.ClickException(str(error)) from error
+    except (ForeignDataError, ServerStartError, BotoCoreError, ClientError, OSError) as error:
+        failure = error
     finally:
         keep()
     if results["records"]:
@@ -140,6 +141,8 @@ def main(
     ]
     for cell in failed:
         click.echo(f"{cell.setting}: {cell.workload.name}: {cell.peer} failed: {cell.reason}", err=True)
+    if failure is not None:
+        raise click.ClickException(f"it ended early: {failure}") from failure
     sys.exit(_INTERRUPTED if is_interrupted else 1 if failed else 0)
 
 

@@ -27,7 +27,7 @@ from benchmarks._target import REMOTE, Target
 from benchmarks._workloads import WORKLOADS, WrongBytesError
 from benchmarks.cli import main
 from s3core import S3ClientConfig
-from servers import S3Server
+from servers import CountingServer, S3Server
 
 TARGET = Target("loopback", "quick", "bench", "", "us-east-1", None, None, None, "")
 
@@ -170,6 +170,16 @@ def test_outputs_and_unfinished_uploads_are_removed(moto_server: S3Server, bucke
     remove_outputs(target)
     assert [found["Key"] for found in client.list_objects_v2(Bucket=bucket)["Contents"]] == [target.key("small/e")]
     assert [found["Key"] for found in client.list_multipart_uploads(Bucket=bucket)["Uploads"]] == ["theirs"]
+
+
+def test_an_error_of_the_store_loses_nothing_that_was_measured(counting_server: CountingServer, tmp_path: Path) -> None:
+    counting_server.fault(key="some/where/quick/model/model.pt", status=403, code="AccessDenied", message="not there")
+    options = ["--workload", "upload", "--workload", "torch-load", "--report", str(tmp_path / "now.md")]
+    result = _run_in(counting_server, counting_server.bucket, *options)
+    assert result.exit_code == 1
+    assert "Error: it ended early: An error occurred (AccessDenied)" in result.output
+    assert "| ours |" in result.output
+    assert (tmp_path / "now.md").read_text() in result.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
