@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from benchmarks._compare import compare, regressions
 from benchmarks._data import is_same_state, make_state, sample_digest, samples
 from benchmarks._meter import Meter, peak_rss_bytes
 from benchmarks._peers import NAMES, Peer, digest
-from benchmarks._peers._loading import CONCURRENCY
+from benchmarks._peers._loading import CONCURRENCY, read_ahead
 from benchmarks._report import write_report
 from benchmarks._summary import limit, summarize
 from benchmarks._target import REMOTE, Target
@@ -314,6 +315,20 @@ def test_every_workload_asks_for_something_that_peers_have() -> None:
 
 def test_peers_have_as_many_requests_in_flight_as_ours() -> None:
     assert S3ClientConfig().concurrency == CONCURRENCY
+
+
+def test_another_object_is_asked_for_whenever_one_is_taken() -> None:
+    asked: list[str] = []
+
+    def submit(key: str) -> Future[bytes]:
+        asked.append(key)
+        future: Future[bytes] = Future()
+        future.set_result(key.encode())
+        return future
+
+    taken = read_ahead(submit, 3, "abcde")
+    assert [(next(taken), len(asked)) for _ in range(3)] == [(b"a", 3), (b"b", 4), (b"c", 5)]
+    assert list(taken) == [b"d", b"e"]
 
 
 def test_samples_are_known_by_name() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
@@ -16,7 +18,7 @@ BATCH_SIZE = 64
 # being told. A test compares it with `S3ClientConfig().concurrency`, whose import would add to a peer's memory.
 CONCURRENCY = 128
 
-# Makes, in the process that reads, a function from keys to their bytes, in order.
+# Makes, in the process that reads, a function from keys to their bytes, in order and as they are taken.
 OpenMany: TypeAlias = Callable[[], Callable[[Sequence[str]], Iterable[Bytes]]]
 
 
@@ -33,31 +35,40 @@ def share_of_concurrency(workers: int) -> int:
 
 def in_threads(open_one: Callable[[], Callable[[str], Bytes]], workers: int) -> OpenMany:
     """Read many objects with a function that reads one, in as many threads as there may be requests in flight."""
+    threads = share_of_concurrency(workers)
 
     def open_many() -> Callable[[Sequence[str]], Iterable[Bytes]]:
-        read = open_one()
-        pool = ThreadPoolExecutor(share_of_concurrency(workers))
-        return lambda keys: pool.map(read, keys)
+        read, pool = open_one(), ThreadPoolExecutor(threads)
+        # Twice as many: those that have come and wait to be taken keep no thread from the next.
+        return partial(read_ahead, lambda key: pool.submit(read, key), 2 * threads)
 
     return open_many
+
+
+def read_ahead(submit: Callable[[str], Future[Any]], most: int, keys: Sequence[str]) -> Iterator[Bytes]:
+    """The bytes of many objects in order, of which so many at most are asked for before they are taken."""
+    ahead: deque[Future[Any]] = deque()
+    for key in keys:
+        ahead.append(submit(key))
+        if len(ahead) == most:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
 
 
 class KeysInTurn(IterableDataset[Digest]):
     """What users write who have a client and a list of keys: each worker its share, many at once."""
 
-    def __init__(self, keys: Sequence[str], open_many: OpenMany, at_once: int = 4 * BATCH_SIZE) -> None:
+    def __init__(self, keys: Sequence[str], open_many: OpenMany) -> None:
         self._keys = keys
         self._open_many = open_many
-        self._at_once = at_once
 
     def __iter__(self) -> Iterator[Digest]:
         worker = get_worker_info()
         keys = self._keys if worker is None else self._keys[worker.id :: worker.num_workers]
         read = self._open_many()
-        for start in range(0, len(keys), self._at_once):
-            some = keys[start : start + self._at_once]
-            for key, data in zip(some, read(some), strict=True):
-                yield digest(key, data)
+        for key, data in zip(keys, read(keys), strict=True):
+            yield digest(key, data)
 
 
 class KeysByIndex(Dataset[Digest]):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,13 +12,21 @@ import s3fs
 import torch
 
 from benchmarks._peers._in_memory import InMemoryCheckpoints
-from benchmarks._peers._loading import CONCURRENCY, KeysByIndex, KeysInTurn, batches, share_of_concurrency, shuffled
+from benchmarks._peers._loading import (
+    CONCURRENCY,
+    KeysByIndex,
+    KeysInTurn,
+    batches,
+    read_ahead,
+    share_of_concurrency,
+    shuffled,
+)
 from benchmarks._peers._peer import Bytes, Digest
 from servers.counting import GeneratedObjects
 
 
 class S3FS(InMemoryCheckpoints):
-    """Many objects by `cat`, which reads them concurrently; large ones as files."""
+    """Many objects by its coroutines, which its documentation has for concurrent use; large ones as files."""
 
     def iterate(self, folder: GeneratedObjects, workers: int, is_shuffled: bool) -> Iterator[list[Digest]]:
         keys = self._keys(folder.prefix)
@@ -108,13 +118,12 @@ class S3FS(InMemoryCheckpoints):
         return [path.removeprefix(bucket) for path in self._fs().find(bucket + prefix)]
 
     def _open_many(self, workers: int) -> Any:
-        fs, bucket, most = self._fs(), self.target.bucket, share_of_concurrency(workers)
+        fs, bucket = self._fs(), self.target.bucket
 
-        def read(keys: Sequence[str]) -> list[bytes]:
-            found: dict[str, bytes] = fs.cat([f"{bucket}/{key}" for key in keys], batch_size=most)
-            return [found[f"{bucket}/{key}"] for key in keys]
+        def submit(key: str) -> Future[bytes]:
+            return asyncio.run_coroutine_threadsafe(fs._cat_file(f"{bucket}/{key}"), fs.loop)
 
-        return read
+        return partial(read_ahead, submit, 2 * share_of_concurrency(workers))
 
 
 PEER = S3FS
