@@ -81,7 +81,7 @@ class ConnectorPeer(Peer):
         """Open a reader of ranges."""
         raise NotImplementedError
 
-    def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
+    def upload(self, name: str, chunks: Iterable[bytes]) -> None:
         with self._checkpoint.writer(self.target.uri(name)) as writer:
             for chunk in chunks:
                 writer.write(chunk)

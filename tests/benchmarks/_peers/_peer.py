@@ -94,7 +94,7 @@ class Peer:
         """As `read_start`, in the way that the library has for a few bytes of an object where it has one."""
         return self.read_start(name, size)
 
-    def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
+    def upload(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write an object from pieces whose number and sum are not known before."""
         self._cannot("upload")
 

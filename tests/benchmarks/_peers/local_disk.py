@@ -51,7 +51,7 @@ class LocalDisk(Peer):
         with self._path(name).open("rb", buffering=0) as file:
             return file.read(size)
 
-    def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
+    def upload(self, name: str, chunks: Iterable[bytes]) -> None:
         with self._new(name).open("wb", buffering=0) as file:
             for chunk in chunks:
                 file.write(chunk)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -11,12 +13,14 @@ from obstore.store import S3Store
 
 from benchmarks._peers._in_memory import InMemoryCheckpoints
 from benchmarks._peers._loading import CONCURRENCY, KeysByIndex, KeysInTurn, batches, in_threads, shuffled
-from benchmarks._peers._peer import Bytes, Digest
+from benchmarks._peers._peer import Bytes, CannotDoError, Digest
 from servers.counting import GeneratedObjects
+
+_PART_BYTES = 8 * 2**20
 
 
 class Obstore(InMemoryCheckpoints):
-    """Its synchronous functions, in threads where there are many objects."""
+    """Its synchronous functions, in threads where there are many objects, or ranges of a large one."""
 
     def iterate(self, folder: GeneratedObjects, workers: int, is_shuffled: bool) -> Iterator[list[Digest]]:
         keys = self._keys(folder.prefix, workers)
@@ -32,7 +36,23 @@ class Obstore(InMemoryCheckpoints):
             yield len([found["size"] for found in page])
 
     def read(self, name: str) -> Bytes:
-        return memoryview(obstore.get(self._store, self.target.key(name)).bytes())
+        return self.download(name).getbuffer()
+
+    def download(self, name: str) -> io.BytesIO:
+        buffer = io.BytesIO(bytes(obstore.head(self._store, self.target.key(name))["size"]))
+        self.read_into(name, buffer.getbuffer())
+        return buffer
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        # `get` is one request, whatever the size; and `get_ranges` joins ranges that touch each other.
+        key = self.target.key(name)
+
+        def read(start: int) -> None:
+            end = min(start + _PART_BYTES, len(buffer))
+            buffer[start:end] = memoryview(obstore.get_range(self._store, key, start=start, end=end))
+
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            list(pool.map(read, range(0, len(buffer), _PART_BYTES)))
 
     def stream(self, name: str) -> Iterator[Bytes]:
         for chunk in obstore.get(self._store, self.target.key(name)).stream(min_chunk_size=2**20):
@@ -41,7 +61,7 @@ class Obstore(InMemoryCheckpoints):
     def read_start(self, name: str, size: int) -> Bytes:
         return memoryview(obstore.get_range(self._store, self.target.key(name), start=0, end=size))
 
-    def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
+    def upload(self, name: str, chunks: Iterable[bytes]) -> None:
         with obstore.open_writer(self._store, self.target.key(name), max_concurrency=CONCURRENCY) as writer:
             for chunk in chunks:
                 writer.write(chunk)
@@ -50,7 +70,6 @@ class Obstore(InMemoryCheckpoints):
         "read_samples": "has no datasets",
         "save_to_writer": "goes through memory: see torch.save",
         "load_from_reader": "goes through memory: see torch.load",
-        "read_into": "allocates what it returns",
         "storage_writer": "has no storage for distributed checkpoints",
         "storage_reader": "has no storage for distributed checkpoints",
         "lightning_saver": "has no checkpoint plugin",
@@ -69,13 +88,8 @@ class Obstore(InMemoryCheckpoints):
 
     def _keys(self, prefix: str, workers: int) -> list[str]:
         if workers:
-            self._cannot_fork()
+            raise CannotDoError("hangs in a forked worker once its parent has used it")
         return [found["path"] for page in obstore.list(self._store, prefix, chunk_size=1000) for found in page]
-
-    def _cannot_fork(self) -> None:
-        from benchmarks._peers._peer import CannotDoError
-
-        raise CannotDoError("hangs in a forked worker once its parent has used it")
 
     def _open_one(self) -> Any:
         store = self._store

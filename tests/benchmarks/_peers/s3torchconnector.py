@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import s3torchconnector
+import safetensors.torch
 from s3torchconnector._s3client import S3Client  # which its README shows for direct use
 
 from benchmarks._peers._connector import ConnectorPeer
@@ -58,14 +59,10 @@ class S3TorchConnector(ConnectorPeer):
         return S3StorageReader(self.target.region, self.target.uri(name), self.config)
 
     def load_safetensors(self, name: str) -> Mapping[str, Any]:
-        import safetensors.torch
-
         return safetensors.torch.load(bytes(self.read(name)))
 
     def save_safetensors(self, name: str, tensors: Mapping[str, Any]) -> None:
-        import safetensors.torch
-
-        self.upload(name, [memoryview(safetensors.torch.save(dict(tensors)))])
+        self.upload(name, [safetensors.torch.save(dict(tensors))])
 
     def lightning_saver(self) -> Callable[[str, dict[str, Any]], None]:
         from s3torchconnector.lightning import S3LightningCheckpoint

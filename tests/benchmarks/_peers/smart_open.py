@@ -58,7 +58,7 @@ class SmartOpen(InMemoryCheckpoints):
             data: bytes = file.read(size)
             return data
 
-    def upload(self, name: str, chunks: Iterable[memoryview]) -> None:
+    def upload(self, name: str, chunks: Iterable[bytes]) -> None:
         with self._open(name, "wb") as file:
             for chunk in chunks:
                 file.write(chunk)

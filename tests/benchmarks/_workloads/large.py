@@ -93,7 +93,7 @@ def _upload(peer: Peer, meter: Meter) -> None:
     chunks = []
     for start in range(0, made.size, _CHUNK_BYTES):
         data = b"".join(made.views(start, min(start + _CHUNK_BYTES, made.size)))
-        chunks.append(memoryview(held.setdefault(data, data)))
+        chunks.append(held.setdefault(data, data))
     meter.start()
     peer.upload(name, iter(chunks))
     meter.tick(1, made.size)
