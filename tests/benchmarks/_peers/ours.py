@@ -13,6 +13,7 @@ from benchmarks._peers._loading import batches
 from benchmarks._peers._peer import Bytes, Digest, digest
 from benchmarks._target import Target
 from s3core import S3Client, S3ClientConfig
+from s3torch_checkpoint import safetensors
 
 
 class Ours(ConnectorPeer):
@@ -26,10 +27,7 @@ class Ours(ConnectorPeer):
         self.config = S3ClientConfig(**settings)
 
     def read_samples(self, workers: int) -> Iterator[list[Digest]]:
-        tar_dataset = getattr(s3torch_datasets, "S3TarDataset", None)
-        if tar_dataset is None:
-            return super().read_samples(workers)
-        dataset = tar_dataset.from_prefix(
+        dataset = s3torch_datasets.S3TarDataset.from_prefix(
             self.target.uri("tar/"), transform=_digest_sample, enable_sharding=workers > 1, **self._where()
         )
         return batches(dataset, workers)
@@ -58,14 +56,10 @@ class Ours(ConnectorPeer):
         return dcp.S3StorageReader(path=self.target.uri(name), **self._where())
 
     def load_safetensors(self, name: str) -> Mapping[str, Any]:
-        from s3torch_checkpoint import safetensors
-
         tensors: Mapping[str, Any] = safetensors.load_file(self.target.uri(name), **self._where())
         return tensors
 
     def save_safetensors(self, name: str, tensors: Mapping[str, Any]) -> None:
-        from s3torch_checkpoint import safetensors
-
         safetensors.save_file(dict(tensors), self.target.uri(name), **self._where())
 
     def lightning_saver(self) -> Callable[[str, dict[str, Any]], None]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import s3torchconnector
 import safetensors.torch
 from s3torchconnector._s3client import S3Client  # which its README shows for direct use
 
 from benchmarks._peers._connector import ConnectorPeer
-from benchmarks._peers._peer import Bytes, Digest
+from benchmarks._peers._peer import Bytes, CannotDoError, Digest
 from benchmarks._target import Target
 from servers.counting import GeneratedObjects
 
@@ -28,7 +28,7 @@ class S3TorchConnector(ConnectorPeer):
 
     def iterate(self, folder: GeneratedObjects, workers: int, is_shuffled: bool) -> Iterator[list[Digest]]:
         if is_shuffled:
-            self._cannot("shuffle")
+            raise CannotDoError("its datasets don't shuffle")
         return super().iterate(folder, workers, is_shuffled)
 
     def read_into(self, name: str, buffer: memoryview) -> None:
@@ -69,8 +69,6 @@ class S3TorchConnector(ConnectorPeer):
 
         plugin = S3LightningCheckpoint(**self._where())
         return lambda name, checkpoint: plugin.save_checkpoint(checkpoint, self.target.uri(name))
-
-    why_not: ClassVar[Mapping[str, str]] = {"shuffle": "its datasets don't shuffle"}
 
     def _ranged(self, name: str) -> Any:
         return self._client.get_object(self.target.bucket, self.target.key(name), reader_constructor=self._by_ranges)

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import boto3  # noqa: F401  # of the target's client: not to be imported while the clock runs
 import webdataset
 
 from benchmarks._peers._loading import BATCH_SIZE
