@@ -8,6 +8,8 @@ from typing import Any
 
 from benchmarks._summary import Cell, summarize
 
+_ENOUGH_ROUNDS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -27,9 +29,22 @@ class Change:
         return (self.after.rate or 0.0) / (self.before.rate or 1.0)
 
     @property
+    def has_enough_rounds(self) -> bool:
+        """Whether the rounds of either run say how much they differ among themselves."""
+        return min(len(self.before.rates), len(self.after.rates)) >= _ENOUGH_ROUNDS
+
+    @property
     def is_clear(self) -> bool:
-        """Whether the rounds of the two runs do not overlap."""
-        return min(self.after.rates) > max(self.before.rates) or max(self.after.rates) < min(self.before.rates)
+        """Whether the rounds of the two runs do not overlap, and are enough to say so."""
+        before, after = self.before.rates, self.after.rates
+        return self.has_enough_rounds and (min(after) > max(before) or max(after) < min(before))
+
+    @property
+    def verdict(self) -> str:
+        """What became of the rate, in words."""
+        if not self.has_enough_rounds:
+            return "too few rounds to say"
+        return ("faster" if self.ratio > 1 else "slower") if self.is_clear else "within the spread"
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
@@ -65,10 +80,9 @@ def write_comparison(changes: list[Change]) -> Iterator[str]:
     yield "| --- | --- | --- | ---: | ---: | ---: | --- |"
     for change in changes:
         cell = change.after
-        verdict = ("faster" if change.ratio > 1 else "slower") if change.is_clear else "within the spread"
         yield (
             f"| {cell.setting} | {cell.workload.name} | {cell.peer} | {change.before.rate:,.1f} | {cell.rate:,.1f} "
-            f"| {change.ratio:.2f} | {verdict} |"
+            f"| {change.ratio:.2f} | {change.verdict} |"
         )
 
 

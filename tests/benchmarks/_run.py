@@ -48,7 +48,7 @@ class Plan:
         scale: How much data.
         rounds: How often each cell is measured.
         settings: Of the local server; `remote` for a bucket that there is.
-        peers: Names, in the order in which they take turns.
+        peers: Names, in the order in which they take turns; with each round another one begins.
         workloads: Names, in the order in which they are measured.
         remote: The bucket, for the setting `remote`.
         pythons: Interpreters of peers that live in an environment of their own.
@@ -127,18 +127,25 @@ def _clean(target: Target, progress: Progress) -> None:
 
 
 def _run_setting(plan: Plan, target: Target, ports: tuple[int, ...], complete: set[str], progress: Progress) -> None:
+    def measure_cell(peer: str, workload: str) -> dict[str, Any]:
+        return measure(Specification(peer, workload, target, ports), plan.python(peer))
+
     unable: dict[str, dict[str, Any]] = {peer: {} for peer in plan.peers}
     if len(plan.workloads) > _WORTH_A_SURVEY:
         for peer in plan.peers:
-            unable[peer] = measure(Specification(peer, "survey", target), plan.python(peer))
+            unable[peer] = measure_cell(peer, "survey")
+    is_cold = plan.rounds > 1  # with one round nobody compares
     for workload in (WORKLOADS[name] for name in plan.workloads):
         _prepare(plan, target, workload.data, progress, complete)
-        # Round by round, so that what slows the machine for a while slows all peers.
+        if is_cold:  # whoever is the first after a server's start is slower, and not kept
+            is_cold = "rate" not in measure_cell(plan.peers[0], workload.name)
+        # Round by round, so that what slows the machine for a while slows all peers, and another one begins each time.
         for number in range(plan.rounds):
-            for peer in plan.peers:
+            first = number % len(plan.peers)
+            for peer in (*plan.peers[first:], *plan.peers[:first]):
                 record = _known(unable[peer], workload.name)
                 if record is None:
-                    record = measure(Specification(peer, workload.name, target, ports), plan.python(peer))
+                    record = measure_cell(peer, workload.name)
                     if "cannot" in record:
                         unable[peer][workload.name] = record["cannot"]
                 identity = {"setting": target.setting, "workload": workload.name, "peer": peer, "round": number}

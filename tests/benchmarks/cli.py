@@ -151,10 +151,15 @@ def main(
 @click.argument("after", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tolerance", default=0.1, help="How much worse a cell of ours may be, as a share.")
 def compare(before: Path, after: Path, tolerance: float) -> None:
-    """Compare two JSON files; fail when this project became clearly slower in any cell, or has no number there now."""
+    """Compare two JSON files of one machine, with three rounds or more.
+
+    It fails when this project became clearly slower in any cell, or has no number there now.
+    """
     old, new = _results(before), _results(after)
     if old["scale"] != new["scale"]:
         raise click.UsageError(f"scale {old['scale']} and scale {new['scale']} don't compare")
+    if old["machine"] != new["machine"]:
+        click.echo("These are of two machines, or systems, and the difference may be theirs.", err=True)
     changes = compare_results(old, new)
     for line in write_comparison(changes):
         click.echo(line)
@@ -172,7 +177,7 @@ def _results(file: Path) -> dict[str, Any]:
     try:
         results: dict[str, Any] = json.loads(file.read_text())
         summarize(results)
-        results["scale"]
+        results["scale"], results["machine"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise click.UsageError(f"{file} is not what --json writes: {type(error).__name__}: {error}") from error
     return results

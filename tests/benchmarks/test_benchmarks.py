@@ -82,6 +82,14 @@ def test_a_quick_run_measures_and_checks(tmp_path: Path) -> None:
     assert all(record["rate"] > 0 and record["peak_rss_bytes"] > 0 for record in (small, upload))
 
 
+def test_each_round_begins_with_another_peer(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    arguments = ["--quick", "--rounds", "2", "--peer", "ours", "--peer", "local_disk", "--workload", "first-kilobyte"]
+    assert CliRunner().invoke(main, [*arguments, "--json", str(file)]).exit_code == 0
+    peers = [record["peer"] for record in json.loads(file.read_text())["records"]]
+    assert peers == ["ours", "local_disk", "local_disk", "ours"]
+
+
 def test_a_knob_is_turned_for_ours_alone(tmp_path: Path) -> None:
     arguments = [
         "--quick",
@@ -403,6 +411,7 @@ def test_the_whole_time_is_no_time_to_the_first_byte() -> None:
         ([80.0, 82.0, 81.0], True),
         ([96.0, 97.0, 95.0], False),  # clear, but less than the tolerance
         ([70.0, 101.0, 75.0], False),  # its rounds overlap with those before
+        ([80.0, 82.0], False),  # too few of them to say how much they differ
         ([120.0, 125.0, 121.0], False),
     ],
 )
@@ -415,9 +424,19 @@ def test_a_regression_is_clear_and_large(after: list[float], is_worse: bool) -> 
 
 def test_the_comparison_fails_on_a_regression(tmp_path: Path) -> None:
     for name, rate in (("a.json", 100.0), ("b.json", 50.0)):
-        (tmp_path / name).write_text(json.dumps(_results(read={"ours": [rate, rate + 1]})))
+        (tmp_path / name).write_text(json.dumps(_results(read={"ours": [rate, rate + 1, rate + 2]})))
     assert _compare(tmp_path, "a.json", "b.json").exit_code == 1
     assert _compare(tmp_path, "b.json", "a.json").exit_code == 0
+
+
+def test_the_comparison_says_that_two_machines_are_two(tmp_path: Path) -> None:
+    results = _results(read={"ours": [1.0]})
+    (tmp_path / "a.json").write_text(json.dumps(results))
+    (tmp_path / "b.json").write_text(json.dumps(results | {"machine": {"cores": 16}}))
+    assert "of two machines" in _compare(tmp_path, "a.json", "b.json").output
+    result = _compare(tmp_path, "a.json", "a.json")
+    assert "of two machines" not in result.output
+    assert "| 1.00 | too few rounds to say |" in result.output
 
 
 def test_the_comparison_fails_where_a_number_is_lost(tmp_path: Path) -> None:
