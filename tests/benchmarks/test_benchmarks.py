@@ -279,6 +279,36 @@ def test_wrong_bytes_are_found(name: str) -> None:
         WORKLOADS[name].run(_Liar(TARGET), Meter())
 
 
+class _Lazy(Peer):
+    """Says the right number, or gives the right bytes, without the work."""
+
+    def list_keys(self, name: str) -> Any:
+        yield [("", 0)] * 5_000
+
+    def index_objects(self, name: str) -> Any:
+        return [replace(self.target.folder("listed")[0], key="")] * 5_000
+
+    def iterate(self, folder: Any, workers: int, is_shuffled: bool) -> Any:
+        yield [digest(made.key, b"".join(made.views(0, made.size))) for made in map(folder.__getitem__, range(256))]
+
+    def fetch(self, folder: Any, workers: int) -> Any:
+        return self.iterate(folder, workers, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("list", "other keys or sizes"),
+        ("index", "other keys"),
+        ("small-iterable-shuffled", "in the order of the keys"),
+        ("small-map-0w", "in the order of the keys"),
+    ],
+)
+def test_work_that_was_not_done_is_found_out(name: str, what: str) -> None:
+    with pytest.raises(WrongBytesError, match=what):
+        WORKLOADS[name].run(_Lazy(TARGET), Meter())
+
+
 class _Forgetful(Peer):
     """Leaves things out."""
 

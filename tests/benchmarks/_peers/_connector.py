@@ -48,8 +48,8 @@ class ConnectorPeer(Peer):
         dataset = self.library.S3MapDataset.from_prefix(uri, transform=_digest, **self._where())
         return batches(dataset, workers, is_shuffled=True)
 
-    def count_objects(self, name: str) -> int:
-        return len(self.library.S3MapDataset.from_prefix(self.target.uri(name), **self._where()))
+    def index_objects(self, name: str) -> Any:
+        return self.library.S3MapDataset.from_prefix(self.target.uri(name), **self._where())
 
     def read_samples(self, workers: int) -> Iterator[list[Digest]]:
         dataset = self.library.S3IterableDataset.from_prefix(

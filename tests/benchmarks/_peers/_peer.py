@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 from benchmarks._target import Target
@@ -64,13 +64,13 @@ class Peer:
         """Read every sample once, out of the tar files in the folder `tar` or the peer's own format."""
         self._cannot("read_samples")
 
-    def count_keys(self, name: str) -> Iterator[int]:
-        """List all keys under a prefix with their sizes, and count them as they come."""
-        self._cannot("count_keys")
+    def list_keys(self, name: str) -> Iterator[Sequence[tuple[str, int]]]:
+        """List all keys under a prefix with their sizes, page by page."""
+        self._cannot("list_keys")
 
-    def count_objects(self, name: str) -> int:
-        """Make a map-style dataset of all objects under a prefix, and ask for its length."""
-        self._cannot("count_objects")
+    def index_objects(self, name: str) -> Any:
+        """Make a map-style dataset of all objects under a prefix, whose items have a `key`."""
+        self._cannot("index_objects")
 
     # One object.
 

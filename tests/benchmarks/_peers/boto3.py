@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -33,9 +33,9 @@ class Boto3(InMemoryCheckpoints):
         many = in_threads(self._open_one, workers)
         return batches(KeysByIndex(self._keys(folder.prefix), many), workers, is_shuffled=True)
 
-    def count_keys(self, name: str) -> Iterator[int]:
+    def list_keys(self, name: str) -> Iterator[Sequence[tuple[str, int]]]:
         for page in self._pages(self.target.key(name)):
-            yield len([found["Size"] for found in page.get("Contents", [])])
+            yield [(found["Key"], found["Size"]) for found in page.get("Contents", [])]
 
     def read(self, name: str) -> Bytes:
         return self.download(name).getbuffer()

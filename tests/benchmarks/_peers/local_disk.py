@@ -97,7 +97,7 @@ class LocalDisk(Peer):
         return lambda name, checkpoint: plugin.save_checkpoint(checkpoint, self._new(name))
 
     why_not: ClassVar[Mapping[str, str]] = {
-        "count_keys": "has no million files",
+        "list_keys": "has no million files",
         "read_samples": "is not measured with workers here",
     }
 

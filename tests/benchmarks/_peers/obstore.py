@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, ClassVar
@@ -31,9 +31,9 @@ class Obstore(InMemoryCheckpoints):
         many = in_threads(self._open_one, workers)
         return batches(KeysByIndex(self._keys(folder.prefix, workers), many), workers, is_shuffled=True)
 
-    def count_keys(self, name: str) -> Iterator[int]:
+    def list_keys(self, name: str) -> Iterator[Sequence[tuple[str, int]]]:
         for page in obstore.list(self._store, self.target.key(name), chunk_size=1000):
-            yield len([found["size"] for found in page])
+            yield [(found["path"], found["size"]) for found in page]
 
     def read(self, name: str) -> Bytes:
         return self.download(name).getbuffer()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -35,9 +35,9 @@ class Ours(ConnectorPeer):
     def stream(self, name: str) -> Iterator[Bytes]:
         yield from self._client.get_object(self.target.bucket, self.target.key(name))
 
-    def count_keys(self, name: str) -> Iterator[int]:
+    def list_keys(self, name: str) -> Iterator[Sequence[tuple[str, int]]]:
         for page in self._client.list_objects(self.target.bucket, self.target.key(name)):
-            yield len(page.sizes)
+            yield list(zip(page.keys, page.sizes, strict=True))
 
     def save(self, name: str, state: Any) -> None:
         self._checkpoint.save(state, self.target.uri(name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, ClassVar
@@ -40,8 +40,10 @@ class S3FS(InMemoryCheckpoints):
         many = partial(self._open_many, workers)
         return batches(KeysByIndex(self._keys(folder.prefix), many), workers, is_shuffled=True)
 
-    def count_keys(self, name: str) -> Iterator[int]:
-        yield len(self._fs().find(f"{self.target.bucket}/{self.target.key(name)}", detail=True))
+    def list_keys(self, name: str) -> Iterator[Sequence[tuple[str, int]]]:
+        bucket = f"{self.target.bucket}/"
+        found = self._fs().find(bucket + self.target.key(name), detail=True)
+        yield [(path.removeprefix(bucket), info["size"]) for path, info in found.items()]
 
     def read(self, name: str) -> Bytes:
         data: bytes = self._fs().cat_file(self._path(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -40,9 +40,9 @@ class S3TorchConnector(ConnectorPeer):
         client = self._client
         yield from client.get_object(self.target.bucket, self.target.key(name))._get_stream()
 
-    def count_keys(self, name: str) -> Iterator[int]:
+    def list_keys(self, name: str) -> Iterator[Sequence[tuple[str, int]]]:
         for page in self._client.list_objects(self.target.bucket, self.target.key(name)):
-            yield len([info.size for info in page.object_info])
+            yield [(info.key, info.size) for info in page.object_info]
 
     save = ConnectorPeer.save_to_writer
     load = ConnectorPeer.load_from_reader

@@ -77,7 +77,7 @@ class SmartOpen(InMemoryCheckpoints):
     why_not: ClassVar[Mapping[str, str]] = {
         "fetch": "has no datasets",
         "read_samples": "has no datasets",
-        "count_keys": "lists only to read",
+        "list_keys": "lists only to read",
         "storage_writer": "has no storage for distributed checkpoints",
         "storage_reader": "has no storage for distributed checkpoints",
         "lightning_saver": "has no checkpoint plugin",

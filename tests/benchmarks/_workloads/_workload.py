@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks._meter import Meter
 from benchmarks._peers import Digest, Peer
@@ -60,6 +61,15 @@ def read_back(peer: Peer, name: str) -> bytes:
     target = peer.target
     body: bytes = target.boto3_client().get_object(Bucket=target.bucket, Key=target.key(name))["Body"].read()
     return body
+
+
+def names_below(peer: Peer, folder: str) -> list[str]:
+    """The names of what a peer wrote in a folder, which ends with a slash."""
+    target = peer.target
+    if isinstance(peer, LocalDisk):
+        return [folder + path.name for path in Path(target.local_directory, target.key(folder)).iterdir()]
+    found = target.boto3_client().list_objects_v2(Bucket=target.bucket, Prefix=target.key(folder))
+    return [entry["Key"].removeprefix(target.prefix) for entry in found["Contents"]]
 
 
 def drain(

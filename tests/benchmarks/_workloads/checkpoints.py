@@ -72,6 +72,7 @@ def _check_saved(peer: Peer, name: str, state: Mapping[str, Any]) -> None:
         found = torch.load(io.BytesIO(read_back(peer, name)), weights_only=True)
         tensors, expected = found.get("state_dict", found), state.get("state_dict", state)
         check(is_same_state(tensors, expected), "other tensors were written")
+        check(found.get("epoch") == state.get("epoch"), "another epoch was written")
 
 
 WORKLOADS = [

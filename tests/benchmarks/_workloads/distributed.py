@@ -22,7 +22,7 @@ from benchmarks._bucket import remove
 from benchmarks._data import is_same_state, make_state
 from benchmarks._meter import Meter
 from benchmarks._peers import CannotDoError, Peer
-from benchmarks._workloads._workload import Workload, check
+from benchmarks._workloads._workload import Workload, check, is_thorough, names_below, read_back
 
 RANKS = 2
 
@@ -31,13 +31,17 @@ def _save(peer: Peer, meter: Meter) -> None:
     name = f"saved/{type(peer).__name__}/{time.time_ns()}"
     try:
         _measure(partial(_save_rank, peer, name), meter, peer)
+        if is_thorough(peer):
+            _check_saved(peer, name)
     finally:
         # Each save has a name of its own, and what a server keeps in memory would add up.
         remove(peer.target, f"{name}/")
 
 
 def _load(peer: Peer, meter: Meter, *, dim: int) -> None:
-    _measure(partial(_load_rank, peer, dim), meter, peer)
+    _measure(
+        partial(_load_rank, peer.storage_reader, "distributed", peer.target.scale.distributed_bytes, dim), meter, peer
+    )
 
 
 def _save_rank(peer: Peer, name: str, meter: Meter) -> None:
@@ -49,26 +53,28 @@ def _save_rank(peer: Peer, name: str, meter: Meter) -> None:
     meter.start()
     save(state, storage_writer=writer)
     meter.stop()
-    if peer.target.scale.name == "quick":
-        _load_and_check(peer, name, 0)
 
 
-def _load_rank(peer: Peer, dim: int, meter: Meter) -> None:
-    _load_and_check(peer, "distributed", dim, meter)
+def _check_saved(peer: Peer, name: str) -> None:
+    """Load a checkpoint with torch's own reader, which knows nothing of the peer."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    with tempfile.TemporaryDirectory(prefix="bench-distributed-") as directory:
+        for written in names_below(peer, f"{name}/"):
+            Path(directory, Path(written).name).write_bytes(read_back(peer, written))
+        _in_ranks(partial(_load_rank, FileSystemReader, directory, peer.target.scale.distributed_bytes, 0))
 
 
-def _load_and_check(peer: Peer, name: str, dim: int, meter: Meter | None = None) -> None:
+def _load_rank(make_reader: Callable[[str], Any], name: str, size: int, dim: int, meter: Meter) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    expected = sharded_state(peer.target.scale.distributed_bytes, dim)
+    expected = sharded_state(size, dim)
     state: dict[str, Any] = {key: torch.zeros_like(tensor) for key, tensor in expected.items()}
-    reader = peer.storage_reader(name)
+    reader = make_reader(name)
     dist.barrier()
-    if meter is not None:
-        meter.start()
+    meter.start()
     load(state, storage_reader=reader)
-    if meter is not None:
-        meter.stop()
+    meter.stop()
     local = [{key: tensor.to_local() for key, tensor in found.items()} for found in (state, expected)]
     check(is_same_state(*local), "other tensors came")
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from benchmarks._meter import Meter
 from benchmarks._peers import Digest, Peer, digest
-from benchmarks._workloads._workload import Workload, check_samples, drain
+from benchmarks._workloads._workload import Workload, check, check_samples, drain
 from servers.counting import GeneratedObjects
 
 
@@ -14,14 +14,14 @@ def _iterate(peer: Peer, meter: Meter, *, name: str, workers: int, is_shuffled: 
     meter.start()
     found, is_whole = drain(peer.iterate(peer.target.folder(name), workers, is_shuffled), meter, peer.target, workers)
     meter.stop()
-    _check(found, is_whole, peer.target.folder(name))
+    _check(found, is_whole, peer.target.folder(name), is_shuffled)
 
 
 def _fetch(peer: Peer, meter: Meter, *, name: str, workers: int) -> None:
     meter.start()
     found, is_whole = drain(peer.fetch(peer.target.folder(name), workers), meter, peer.target, workers)
     meter.stop()
-    _check(found, is_whole, peer.target.folder(name))
+    _check(found, is_whole, peer.target.folder(name), is_shuffled=True)
 
 
 def _first_batch(peer: Peer, meter: Meter, *, workers: int) -> None:
@@ -32,7 +32,7 @@ def _first_batch(peer: Peer, meter: Meter, *, workers: int) -> None:
     _check(found, is_whole, peer.target.folder("small"))
 
 
-def _check(found: list[Digest], is_whole: bool, folder: GeneratedObjects) -> None:
+def _check(found: list[Digest], is_whole: bool, folder: GeneratedObjects, is_shuffled: bool = False) -> None:
     def expected(key: str) -> Digest | None:
         index = folder.index(key)
         if index is None:
@@ -41,6 +41,7 @@ def _check(found: list[Digest], is_whole: bool, folder: GeneratedObjects) -> Non
         return digest(key, b"".join(made.views(0, made.size)))
 
     check_samples(found, is_whole, folder.count, expected)
+    check(not is_shuffled or found != sorted(found), "what should be shuffled came in the order of the keys")
 
 
 _SMALL, _IMAGES = "100 kB objects", "3-7 MB objects"
