@@ -16,6 +16,8 @@ from benchmarks._peers import CannotDoError, load_peer
 from benchmarks._target import Target
 from benchmarks._workloads import WORKLOADS
 
+_ENOUGH_INTERVALS = 20  # for percentiles
+
 
 @dataclass(frozen=True, slots=True)
 class Specification:
@@ -80,7 +82,7 @@ def run(specification: Specification) -> dict[str, Any]:
         **meter.counted,
     }
     between = meter.intervals[1:]  # the first has a number of its own
-    if len(between) > 1:
+    if len(between) >= _ENOUGH_INTERVALS:
         percentiles = statistics.quantiles(between, n=100, method="inclusive")
         record |= {"p50_seconds": percentiles[49], "p99_seconds": percentiles[98]}
     return record

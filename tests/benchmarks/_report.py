@@ -45,14 +45,24 @@ def _head(results: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"Setting `shaped`: a local server that answers after {results['latency_seconds'] * 1000:.0f} ms and moves at "
-        f"most {results['pace_bytes_per_second'] / 1e6:.0f} MB/s a connection; `loopback`: the same without either. "
+        f"{_settings(results)} "
         "Each measurement is a fresh process, and peers take turns. Rates are medians, the spread is from the slowest "
         "round to the fastest; *ours is* says how many times as fast as this row ours is. CPU time is the client's, "
         "in all its processes. *In flight* are the most requests that each process of the server had at once, in sum. "
         "Memory is the most that was resident, workers included."
     )
     yield ""
+
+
+def _settings(results: Mapping[str, Any]) -> str:
+    store = results.get("store")
+    if store is not None:
+        where = f" at {store['endpoint']}" if store["endpoint"] else ""
+        return f"Setting `remote`: {store['uri']} in {store['region']}{where}."
+    return (
+        f"Setting `shaped`: a local server that answers after {results['latency_seconds'] * 1000:.0f} ms and moves at "
+        f"most {results['pace_bytes_per_second'] / 1e6:.0f} MB/s a connection; `loopback`: the same without either."
+    )
 
 
 def _beside(cells: Sequence[Cell]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+import s3core
 from benchmarks import _server
 from benchmarks._bucket import claim, mark, remove_outputs
 from benchmarks._cell import Specification
@@ -68,11 +71,12 @@ class Plan:
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """What is known before: the machine, the versions and a list for the records, for JSON."""
+    """What is known before: the machine, the versions, the store and a list for the records, for JSON."""
     return {
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made": _now(),
         "scale": plan.scale.name,
         "rounds": plan.rounds,
+        "store": None if plan.remote is None else _store(plan.remote),
         "latency_seconds": _server.LATENCY_SECONDS,
         "pace_bytes_per_second": _server.PACE_BYTES_PER_SECOND,
         "machine": _machine(),
@@ -130,32 +134,35 @@ def _run_setting(plan: Plan, target: Target, ports: tuple[int, ...], complete: s
     def measure_cell(peer: str, workload: str) -> dict[str, Any]:
         return measure(Specification(peer, workload, target, ports), plan.python(peer))
 
-    unable: dict[str, dict[str, Any]] = {peer: {} for peer in plan.peers}
+    # Records of cells for which no process need be started, by peer and workload.
+    unable: dict[str, dict[str, dict[str, Any]]] = {peer: {} for peer in plan.peers}
     if len(plan.workloads) > _WORTH_A_SURVEY:
         for peer in plan.peers:
-            unable[peer] = measure_cell(peer, "survey")
+            unable[peer] = _read_survey(measure_cell(peer, "survey"))
     is_cold = plan.rounds > 1  # with one round nobody compares
     for workload in (WORKLOADS[name] for name in plan.workloads):
-        _prepare(plan, target, workload.data, progress, complete)
+        for peer, record in _prepare(plan, target, workload.data, progress, complete).items():
+            unable[peer][workload.name] = record
         if is_cold:  # whoever is the first after a server's start is slower, and not kept
             is_cold = "rate" not in measure_cell(plan.peers[0], workload.name)
         # Round by round, so that what slows the machine for a while slows all peers, and another one begins each time.
         for number in range(plan.rounds):
             first = number % len(plan.peers)
             for peer in (*plan.peers[first:], *plan.peers[:first]):
-                record = _known(unable[peer], workload.name)
-                if record is None:
-                    record = measure_cell(peer, workload.name)
-                    if "cannot" in record:
-                        unable[peer][workload.name] = record["cannot"]
+                record = unable[peer].get(workload.name) or measure_cell(peer, workload.name)
+                if "cannot" in record:
+                    unable[peer][workload.name] = record
                 identity = {"setting": target.setting, "workload": workload.name, "peer": peer, "round": number}
-                progress.records.append(identity | record)
+                progress.records.append({**identity, "made": _now(), **record})
                 progress.report(f"{target.setting}: {workload.name}: {peer}: {_say(record, workload.unit)}")
             progress.keep()
 
 
-def _prepare(plan: Plan, target: Target, data: Sequence[str], progress: Progress, complete: set[str]) -> None:
-    """Put data where peers read it, but for what is complete."""
+def _prepare(
+    plan: Plan, target: Target, data: Sequence[str], progress: Progress, complete: set[str]
+) -> dict[str, dict[str, Any]]:
+    """Put data where peers read it, but for what is complete; return why peers could not write their own."""
+    failed = {}
     own_shards = [f"own-shards/{peer}" for peer in plan.peers if peer in _WITH_OWN_SHARDS]
     for name in [*set(data) - {"own-shards"}, *(own_shards if "own-shards" in data else [])]:
         if "local_disk" in plan.peers:
@@ -165,21 +172,23 @@ def _prepare(plan: Plan, target: Target, data: Sequence[str], progress: Progress
         progress.report(f"{target.setting}: preparing {name}")
         if name in own_shards:
             peer = name.partition("/")[2]
-            if measure(Specification(peer, "prepare", target), plan.python(peer)):
-                continue  # with a reason, which its cells will have too
+            record = measure(Specification(peer, "prepare", target), plan.python(peer))
+            if record:
+                failed[peer] = record
+                continue
         else:
             prepare(target, name, is_generating=target.setting != REMOTE)
         complete.add(name)
         if target.setting == REMOTE:
             mark(target, complete)
+    return failed
 
 
-def _known(survey: Mapping[str, Any], workload: str) -> dict[str, Any] | None:
-    """The record of a cell for which no process need be started: the peer can't do it, or not even be loaded."""
-    for name in ("cannot", "error"):
-        if name in survey:
-            return {name: survey[name]}
-    return {"cannot": survey[workload]} if survey.get(workload) else None
+def _read_survey(survey: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The records of all that a peer can't do, which is everything where it can't even be loaded."""
+    if "cannot" in survey or "error" in survey:
+        return {workload: dict(survey) for workload in WORKLOADS}
+    return {workload: {"cannot": reason} for workload, reason in survey.items() if reason}
 
 
 def _say(record: Mapping[str, Any], unit: str) -> str:
@@ -187,6 +196,24 @@ def _say(record: Mapping[str, Any], unit: str) -> str:
         if name in record:
             return f"{name}: {record[name]}"
     return f"{record['rate']:,.1f} {unit}/s"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str:
+    """What git has checked out, in brackets, or nothing where this is no checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        described = subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f" ({described})"
+
+
+def _store(target: Target) -> dict[str, str | None]:
+    return {"uri": target.uri(""), "region": target.region, "endpoint": target.endpoint}
 
 
 def _machine() -> dict[str, Any]:
@@ -203,7 +230,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"ours": s3core.__version__ + _commit()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -33,7 +33,7 @@ class Cell:
         cpu_seconds_per_gib: Of the bytes needed.
         peak_rss_bytes: The most memory.
         requests: That the server counted.
-        most_in_flight: Of these at once, or somewhat fewer: each of the server's processes counts the most that it had.
+        most_in_flight: Of these at once, or somewhat more: the sum of what each of the server's processes had at most.
         bytes_sent_ratio: Bytes of bodies in both directions over bytes needed.
     """
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import s3core
 from benchmarks._bucket import ForeignDataError, claim, remove_outputs
 from benchmarks._compare import compare, regressions
 from benchmarks._data import is_same_state, make_state, sample_digest, samples
@@ -75,7 +76,10 @@ def test_a_quick_run_measures_and_checks(tmp_path: Path) -> None:
     arguments += ["--workload", "small-map-2w", "--workload", "upload"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    small, upload = json.loads((tmp_path / "run.json").read_text())["records"]
+    results = json.loads((tmp_path / "run.json").read_text())
+    assert results["versions"]["ours"].startswith(s3core.__version__)
+    small, upload = results["records"]
+    assert results["made"] <= small["made"] <= upload["made"]
     assert (small["workload"], small["peer"], small["units"]) == ("small-map-2w", "ours", 256)
     assert small["bytes_sent"] >= small["needed_bytes"] == 256 * 100_000
     assert upload["bytes_received"] >= upload["needed_bytes"] == 64 * 2**20
@@ -124,6 +128,8 @@ def test_a_bucket_that_there_is_serves_as_well(moto_server: S3Server, bucket: st
     (record,) = json.loads((tmp_path / "run.json").read_text())["records"]
     assert (record["setting"], record["needed_bytes"]) == (REMOTE, 64 * 2**20)
     assert "requests" not in record
+    assert f"Setting `remote`: s3://{bucket}/some/where/quick/ in us-east-1 at {moto_server.endpoint}." in result.output
+    assert "a local server" not in result.output
 
 
 def _run_in(server: S3Server, bucket: str, *arguments: str) -> Result:

@@ -83,7 +83,8 @@ class LocalDisk(Peer):
     def load_safetensors(self, name: str) -> Mapping[str, Any]:
         import safetensors.torch
 
-        return safetensors.torch.load_file(self._path(name))
+        # Not `load_file`, which maps the file and leaves it to be read later.
+        return safetensors.torch.load(self._path(name).read_bytes())
 
     def save_safetensors(self, name: str, tensors: Mapping[str, Any]) -> None:
         import safetensors.torch
