@@ -62,10 +62,16 @@ def remove_outputs(target: Target) -> None:
 
 
 def remove(target: Target, name: str) -> None:
-    """Remove all objects whose names begin so."""
+    """Remove all objects whose names begin so.
+
+    Raises:
+        OSError: When the store keeps any of them, which it says in an answer with status 200.
+    """
     client = target.boto3_client()
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=target.bucket, Prefix=target.key(name)):
         keys = [{"Key": found["Key"]} for found in page.get("Contents", [])]
         if keys:
-            client.delete_objects(Bucket=target.bucket, Delete={"Objects": keys})
+            answer = client.delete_objects(Bucket=target.bucket, Delete={"Objects": keys, "Quiet": True})
+            for error in answer.get("Errors", []):
+                raise OSError(f"s3://{target.bucket}/{error['Key']} stays: {error['Code']}: {error['Message']}")
     client.close()

@@ -126,7 +126,7 @@ def run(plan: Plan, progress: Progress) -> None:
 def _clean(target: Target, progress: Progress) -> None:
     try:
         remove_outputs(target)
-    except (BotoCoreError, ClientError) as error:  # no reason to lose what was measured
+    except (BotoCoreError, ClientError, OSError) as error:  # no reason to lose what was measured
         progress.report(f"could not remove all that was written under {target.uri('')}: {error}")
 
 

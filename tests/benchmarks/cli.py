@@ -53,7 +53,13 @@ def _gigabytes(scale: Scale) -> str:
     "which stay, and removes what it wrote besides.",
 )
 @click.option("--endpoint", help="The URL of --uri's server, when it is not AWS.")
-@click.option("--region", default="us-east-1", help="The region of --uri's bucket.")
+@click.option(
+    "--region",
+    envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
+    default="us-east-1",
+    show_envvar=True,
+    help="The region of --uri's bucket.",
+)
 @click.option(
     "--knob",
     metavar="FIELD=A,B,...",

@@ -132,8 +132,28 @@ def test_a_bucket_that_there_is_serves_as_well(moto_server: S3Server, bucket: st
     assert "a local server" not in result.output
 
 
-def _run_in(server: S3Server, bucket: str, *arguments: str) -> Result:
-    runner = CliRunner(env=server.environment())
+def test_the_region_is_that_of_the_environment(counting_server: CountingServer) -> None:
+    result = _run_in(counting_server, counting_server.bucket, "--workload", "first-kilobyte", AWS_REGION="eu-west-9")
+    assert result.exit_code == 0, result.output
+    assert f"/some/where/quick/ in eu-west-9 at {counting_server.endpoint}" in result.output
+    scopes = {request.headers["authorization"].split("/")[2] for request in counting_server.requests}
+    assert scopes == {"eu-west-9"}
+
+
+def test_what_could_not_be_removed_is_told(counting_server: CountingServer) -> None:
+    body = b"<DeleteResult><Error><Key>k</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>"
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/xml\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    counting_server.fault(operation="DeleteObjects", instead=head + body)
+    result = _run_in(counting_server, counting_server.bucket, "--workload", "upload")
+    assert result.exit_code == 0, result.output
+    assert (
+        f"could not remove all that was written under s3://{counting_server.bucket}/some/where/quick/" in result.output
+    )
+    assert f"s3://{counting_server.bucket}/k stays: AccessDenied: no" in result.output
+
+
+def _run_in(server: S3Server, bucket: str, *arguments: str, **environment: str) -> Result:
+    runner = CliRunner(env=server.environment() | environment)
     where = ["--uri", f"s3://{bucket}/some/where", "--endpoint", server.endpoint]
     return runner.invoke(main, ["--quick", "--peer", "ours", *where, *arguments])
 

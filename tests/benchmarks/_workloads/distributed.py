@@ -34,8 +34,10 @@ def _save(peer: Peer, meter: Meter) -> None:
         if is_thorough(peer):
             _check_saved(peer, name)
     finally:
-        # Each save has a name of its own, and what a server keeps in memory would add up.
-        remove(peer.target, f"{name}/")
+        # Each save has a name of its own, and what a server keeps in memory would add up. What stays in a bucket is
+        # told at the end of the run.
+        with contextlib.suppress(OSError):
+            remove(peer.target, f"{name}/")
 
 
 def _load(peer: Peer, meter: Meter, *, dim: int) -> None:
