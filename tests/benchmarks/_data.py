@@ -89,7 +89,7 @@ def prepare_local(target: Target, name: str) -> None:
         if not (root / target.key(key)).exists():
             for file_name, data in make(target):
                 _write(root / target.key(file_name), data)
-    elif name != "listed" and not name.startswith("own-shards/"):
+    elif name != "listed":
         for made in _all(target.folder(name)):
             path = root / made.key
             if not path.exists():

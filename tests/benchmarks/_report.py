@@ -89,7 +89,7 @@ def _quotient(ours: float | None, theirs: float | None) -> str:
 def _ratios(cells: Sequence[Cell]) -> Iterator[str]:
     peers = list(dict.fromkeys(cell.peer for cell in cells if cell.peer != "ours"))
     ours = _ours(cells)
-    if not ours or not peers:
+    if not ours or not peers or peers == [MAIN_PEER]:  # which has a table of its own
         return
     for setting, some in groupby(cells, key=lambda cell: cell.setting):
         yield f"## {setting}: how many times as fast ours is"

@@ -39,7 +39,7 @@ _PACKAGES: tuple[str, ...] = (
 )
 _PACKAGES += ("mosaicml-streaming", "litdata", "runai-model-streamer", "lightning", "safetensors", "uvloop")
 
-_WITH_OWN_SHARDS = ("mosaicml_streaming", "litdata")
+_WITH_OWN_SHARDS = ("mosaicml_streaming", "litdata")  # instead of tar files
 _WORTH_A_SURVEY = 3  # workloads
 
 
@@ -141,8 +141,10 @@ def _run_setting(plan: Plan, target: Target, ports: tuple[int, ...], complete: s
             unable[peer] = _read_survey(measure_cell(peer, "survey"))
     is_cold = plan.rounds > 1  # with one round nobody compares
     for workload in (WORKLOADS[name] for name in plan.workloads):
-        for peer, record in _prepare(plan, target, workload.data, progress, complete).items():
-            unable[peer][workload.name] = record
+        _prepare(plan, target, workload.data, progress, complete)
+        if "tar" in workload.data:
+            for peer, record in _prepare_own(plan, target, progress, complete).items():
+                unable[peer][workload.name] = record
         if is_cold:  # whoever is the first after a server's start is slower, and not kept
             is_cold = "rate" not in measure_cell(plan.peers[0], workload.name)
         # Round by round, so that what slows the machine for a while slows all peers, and another one begins each time.
@@ -158,30 +160,36 @@ def _run_setting(plan: Plan, target: Target, ports: tuple[int, ...], complete: s
             progress.keep()
 
 
-def _prepare(
-    plan: Plan, target: Target, data: Sequence[str], progress: Progress, complete: set[str]
-) -> dict[str, dict[str, Any]]:
-    """Put data where peers read it, but for what is complete; return why peers could not write their own."""
-    failed = {}
-    own_shards = [f"own-shards/{peer}" for peer in plan.peers if peer in _WITH_OWN_SHARDS]
-    for name in [*set(data) - {"own-shards"}, *(own_shards if "own-shards" in data else [])]:
+def _prepare(plan: Plan, target: Target, data: Sequence[str], progress: Progress, complete: set[str]) -> None:
+    """Put data where peers read it, but for what is complete."""
+    for name in data:
         if "local_disk" in plan.peers:
             prepare_local(target, name)
-        if name in complete:
-            continue
-        progress.report(f"{target.setting}: preparing {name}")
-        if name in own_shards:
-            peer = name.partition("/")[2]
+        if name not in complete:
+            progress.report(f"{target.setting}: preparing {name}")
+            prepare(target, name, is_generating=target.setting != REMOTE)
+            _note(target, complete, name)
+
+
+def _prepare_own(plan: Plan, target: Target, progress: Progress, complete: set[str]) -> dict[str, dict[str, Any]]:
+    """Let peers write the samples in formats of their own, and return the records of those that could not."""
+    failed = {}
+    for peer in plan.peers:
+        name = f"own-shards/{peer}"
+        if peer in _WITH_OWN_SHARDS and name not in complete:
+            progress.report(f"{target.setting}: preparing {name}")
             record = measure(Specification(peer, "prepare", target), plan.python(peer))
             if record:
                 failed[peer] = record
-                continue
-        else:
-            prepare(target, name, is_generating=target.setting != REMOTE)
-        complete.add(name)
-        if target.setting == REMOTE:
-            mark(target, complete)
+            else:
+                _note(target, complete, name)
     return failed
+
+
+def _note(target: Target, complete: set[str], name: str) -> None:
+    complete.add(name)
+    if target.setting == REMOTE:
+        mark(target, complete)
 
 
 def _read_survey(survey: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

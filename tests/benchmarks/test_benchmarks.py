@@ -448,6 +448,22 @@ def test_the_report_has_a_row_for_each_peer_and_the_reason_where_there_is_none()
     assert "- s3fs: failed: OSError: no" in text
 
 
+def test_one_peer_has_one_table() -> None:
+    one = _results(read={"ours": [200.0], "s3torchconnector": [100.0]})
+    assert "## shaped: how many times as fast ours is" not in write_report(one)
+    two = _results(read={"ours": [200.0], "s3torchconnector": [100.0], "boto3": [50.0]})
+    assert "| one large object, read() | 2.00 x | 4.00 x |" in write_report(two)
+
+
+def test_a_peer_that_cannot_write_its_own_format_says_why(tmp_path: Path) -> None:
+    python, file = tmp_path / "python", tmp_path / "run.json"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *prepare*) exit 7;; *) exec {sys.executable} "$@";; esac\n')
+    python.chmod(0o755)
+    arguments = ["--quick", "--workload", "shards-0w", "--peer", "litdata", "--python", f"litdata={python}"]
+    assert CliRunner().invoke(main, [*arguments, "--json", str(file)]).exit_code == 0
+    assert json.loads(file.read_text())["records"][0]["error"] == "ended with status 7"
+
+
 def test_rows_say_how_many_rounds_they_have() -> None:
     text = write_report(_results(read={"ours": [200.0, 201.0, 202.0], "s3torchconnector": [100.0, 101.0]}))
     assert "| 100 MB/s | 3 and 2 | 2.00 x |" in text

@@ -25,7 +25,7 @@ WORKLOADS = [
         "objects",
         "read_samples",
         partial(_read, workers=workers),
-        ("tar", "own-shards"),
+        ("tar",),
         workers,
     )
     for workers in (0, 2)
