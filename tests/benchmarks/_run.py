@@ -92,7 +92,7 @@ class Progress:
     Attributes:
         records: Takes one record for each cell and round.
         report: Called with a line now and then.
-        keep: Called when a round is over.
+        keep: Called when a workload is over.
     """
 
     records: list[dict[str, Any]]

@@ -25,7 +25,8 @@ from benchmarks._peers._loading import (
 from benchmarks._peers._peer import Bytes, Digest
 from servers.counting import GeneratedObjects
 
-_PART_BYTES = 8 * 2**20  # of what is written: with its 50 MiB a checkpoint has few parts. Reads are faster with them.
+# Of a checkpoint: its 50 MiB make few parts to be in flight. What it reads comes slower in pieces so small.
+_PART_BYTES = 8 * 2**20
 
 
 class S3FS(InMemoryCheckpoints):
