@@ -34,6 +34,7 @@ from servers import ServerStartError
 
 QUICK_NAMES = ("ours",)
 _INTERRUPTED = 130  # as shells have it
+_OUTPUT = click.Path(dir_okay=False, resolve_path=True, path_type=Path)  # what a link leads to, which stays a link
 
 
 def _gigabytes(scale: Scale) -> str:
@@ -66,12 +67,8 @@ def _gigabytes(scale: Scale) -> str:
     help="Ours by default and with each value of a client setting, and who else is named by --peer.",
 )
 @click.option("--python", "pythons", multiple=True, metavar="PEER=PATH", help="An interpreter for one peer.")
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write all numbers."
-)
-@click.option(
-    "--report", "report_file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write Markdown."
-)
+@click.option("--json", "json_file", type=_OUTPUT, help="Where to write all numbers.")
+@click.option("--report", "report_file", type=_OUTPUT, help="Where to write Markdown.")
 @click.option("--plots", type=click.Path(file_okay=False, path_type=Path), help="Where to write SVG and PNG.")
 @click.pass_context
 def main(
