@@ -374,9 +374,7 @@ class MultipartUpload:
                     )
                     error.in_doubt = True
                     raise error from None
-            error = refused.translated()
-            error.in_doubt = refused.is_open
-            raise error from None
+            raise refused.translated_change() from None
 
     def _is_in_place(self, parts: list[SentPart]) -> bool | None:
         """Whether the object in place is the one of these parts; None where the store does not tell."""

@@ -198,7 +198,7 @@ def copy_object(
     except Refused as refused:
         if refused.failure.status == 412:
             raise changed_error(source) from None
-        raise refused.translated() from None
+        raise refused.translated_change() from None
     part_size = plan_part_size(part_size, info.size)
     # One request copies the metadata by itself; an upload of parts must be told.
     kept = {name: value for name, value in described.items() if _is_kept(name)}

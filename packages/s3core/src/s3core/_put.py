@@ -390,7 +390,7 @@ class PutObjectStream:
         try:
             answer = send_on(self._condition, send, find_any, lambda: self._is_in_place(body))
         except Refused as refused:
-            raise refused.translated() from None
+            raise refused.translated_change() from None
         if answer is not None and not answer.headers.get("ETag"):
             error = S3Exception(
                 f"PUT of {self._target.uri} failed: the answer is none of an S3 store, for it names no ETag; check the "

@@ -82,6 +82,12 @@ class Refused(Exception):
         """The error to raise to the user."""
         return error_for(self.failure, self.request.operation, self.request.uri)
 
+    def translated_change(self) -> S3Exception:
+        """The same of a request that makes an object visible; it tells whether an earlier attempt may have done so."""
+        error = self.translated()
+        error.in_doubt = self.is_open
+        return error
+
 
 def prepare(
     request: Request, settings: Settings, address: Address, keys: Credentials | None
