@@ -93,3 +93,10 @@ def test_an_object_of_one_block_is_fetched_once(counting_server: CountingServer,
         reader.seek(start, 2)
         assert reader.read(22) == OLD[:22]
     assert sum(request.bytes_sent for request in counting_server.requests) == len(OLD)
+
+
+def test_the_first_bytes_of_a_large_object_are_fetched_alone(counting_server: CountingServer, client: S3Client) -> None:
+    counting_server.put("one", OLD * 5)
+    reader = open_reader(client, counting_server.bucket, "one", S3ReaderConstructor.streaming())
+    assert reader.read(1000) == OLD[:1000]
+    assert sum(request.bytes_sent for request in counting_server.requests) == 128 * 2**10

@@ -402,13 +402,21 @@ class TestStreaming:
         for _ in range(10):
             reader.read(10)
         reader.seek(0)
-        reader.read(1)
+        reader.read(3)
         assert memory.ranges[-1] == (0, 4)
 
-    def test_a_short_read_fetches_one_block(self) -> None:
-        memory = MemoryObject(bytes(1000))
-        open_reader("streaming-small", memory).read(1)
-        assert memory.ranges == [(0, 4)]
+    def test_a_short_read_fetches_less_than_a_block_and_leaves_the_window_where_it_is(self) -> None:
+        memory = MemoryObject(bytes(range(100)))
+        reader = open_reader("streaming-small", memory)
+        reader.read(1)
+        assert memory.ranges == [(0, 2)]
+        reader.read(20)
+        fetched = len(memory.ranges)
+        reader.seek(80)
+        assert reader.read(2) == bytes((80, 81))
+        reader.seek(15)
+        assert reader.read(6) == bytes(range(15, 21))
+        assert memory.ranges[fetched:] == [(80, 82)]
 
     def test_reading_goes_on_whatever_is_interrupted(self) -> None:
         memory = MemoryObject(bytes(range(70)))

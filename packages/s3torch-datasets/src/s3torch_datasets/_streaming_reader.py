@@ -17,6 +17,8 @@ _MAX_BLOCK_SIZE_BYTES = 8 * 2**20
 _BLOCKS_IN_WINDOW = 16
 # Here lies an archive's directory, or a table's footer, which is read first, and now and then.
 _MAX_TAIL_SIZE_BYTES = 2**20
+# What a short read somewhere else fetches: a header, of which nobody knows yet whether the rest is wanted.
+_MAX_LEAD_SIZE_BYTES = 128 * 2**10
 
 
 class _Block:
@@ -35,10 +37,10 @@ class StreamingS3Reader(PositionedReader):
     """Reads forward through a window of bounded memory.
 
     The window is a run of blocks, fetched in parallel: about three quarters lie ahead of the position, a quarter behind
-    it. It starts with one block and doubles as reading goes on, so that a short read fetches little. Seeks inside the
-    window are free; a seek outside it starts a new window there. An object of one block is fetched whole. The end of a
-    larger one (1 MiB, or one block) is held apart once it is asked for, and leaves the window where it is. A single
-    read of at least the window's size goes straight into its result.
+    it. It starts with one block and doubles as reading goes on. Seeks inside the window are free; a seek outside it
+    starts a new window there. An object of one block is fetched whole. Of a larger one, two small pieces are held apart
+    and leave the window where it is: the end, once it is asked for, and what a short read somewhere else began with. A
+    single read of at least the window's size goes straight into its result.
 
     Args:
         bucket: Bucket of the object.
@@ -58,12 +60,14 @@ class StreamingS3Reader(PositionedReader):
         self._window = check_window(window)
         self._block_size = min(_MAX_BLOCK_SIZE_BYTES, max(1, self._window // _BLOCKS_IN_WINDOW))
         self._tail_size = min(_MAX_TAIL_SIZE_BYTES, self._block_size)
+        self._lead_size = min(_MAX_LEAD_SIZE_BYTES, max(1, self._block_size // 2))
         in_window = max(1, self._window // self._block_size)
         self._blocks_behind = in_window // 4
         self._max_blocks_ahead = in_window - 1 - self._blocks_behind
         self._blocks_ahead = 0
         self._blocks: deque[_Block] = deque()
         self._tail: _Block | None = None
+        self._lead: _Block | None = None
         self._forks = 0
 
     def prefetch(self) -> None:
@@ -161,13 +165,14 @@ class StreamingS3Reader(PositionedReader):
             self._blocks_ahead = 0
             self._forks = ForkCount.now
         blocks = self._blocks
-        if not blocks or not blocks[0].start <= position < blocks[-1].end:
-            if self._is_in_tail(position):
-                return self._tail_block()
-            start = 0 if self._is_one_block() else position
-            if not blocks or start != blocks[-1].end:
-                self._drop_window()
-            self._append_block(start)
+        if blocks and position == blocks[-1].end:
+            self._append_block(position)
+        elif not blocks or not blocks[0].start <= position < blocks[-1].end:
+            apart = self._block_apart(position, wanted_end)
+            if apart is not None:
+                return apart if apart.data else None
+            self._drop_window()
+            self._append_block(0 if self._is_one_block() else position)
         block = blocks[(position - blocks[0].start) // self._block_size]
         self._move_window(block, wanted_end)
         if block.data is None:
@@ -180,19 +185,30 @@ class StreamingS3Reader(PositionedReader):
     def _is_in_tail(self, position: int) -> bool:
         return self._size is not None and self._size > self._block_size and position >= self._size - self._tail_size
 
-    def _tail_block(self) -> _Block:
-        tail = self._tail
-        if tail is None:
-            assert self._size is not None
-            start = self._size - self._tail_size
-            tail = _Block(start, self._size, as_byte_stream(self._open(start, self._size)))
-            try:
-                self._receive(tail)
-            finally:
-                if tail.stream is not None:
-                    tail.stream.close()
-            self._tail = tail
-        return tail
+    def _block_apart(self, position: int, wanted_end: int) -> _Block | None:
+        """Returns a piece that leaves the window where it is, with its data; None where a window is to start."""
+        if self._is_in_tail(position):
+            if self._tail is None:
+                size = self._object_size()
+                self._tail = self._fetch_apart(size - self._tail_size, size)
+            return self._tail
+        lead = self._lead
+        if lead is not None and lead.start <= position < lead.end:
+            return lead
+        goes_on = lead is not None and position == lead.end
+        if goes_on or wanted_end - position > self._lead_size or self._is_one_block():
+            return None
+        self._lead = self._fetch_apart(position, position + self._lead_size)
+        return self._lead
+
+    def _fetch_apart(self, start: int, end: int) -> _Block:
+        block = _Block(start, end, as_byte_stream(self._open(start, end)))
+        try:
+            self._receive(block)
+        finally:
+            if block.stream is not None:
+                block.stream.close()
+        return block
 
     def _move_window(self, current: _Block, wanted_end: int) -> None:
         blocks = self._blocks
@@ -249,7 +265,7 @@ class StreamingS3Reader(PositionedReader):
 
     def _release(self) -> None:
         self._drop_window()
-        self._tail = None
+        self._tail = self._lead = None
 
     def _drop_window(self) -> None:
         self._blocks_ahead = 0
