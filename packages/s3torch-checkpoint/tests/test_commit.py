@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from held_planner import HeldPlanner
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
+from servers import S3Server
 from servers.counting import CountingServer
 from torch_features import needs_torch
 
@@ -176,6 +177,14 @@ def test_a_commit_that_comes_between_look_and_put_is_replaced_with_its_data(
     left = set(data_keys(counting_server))
     assert len(left & old) == 1  # the data of 3.0, which the other one would have deleted
     assert len(left) == 2
+
+
+def test_ceph_keeps_the_last_checkpoint_alone(make_options: Callable[..., Options], ceph_server: S3Server) -> None:
+    options, bucket = make_options(ceph_server), ceph_server.create_bucket()
+    for value in (1.0, 2.0, 3.0):
+        save(options, f"s3://{bucket}/run", value)
+        assert load(options, f"s3://{bucket}/run") == value
+    assert len(ceph_server.boto3_client().list_objects_v2(Bucket=bucket)["Contents"]) == 2
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["the first", "a later one"])
