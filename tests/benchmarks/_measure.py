@@ -45,14 +45,16 @@ def measure(specification: Specification, python: str = sys.executable) -> dict[
                 env=_environment(specification.target),
                 start_new_session=True,
             )
+            status: int | None
             workload = WORKLOADS.get(specification.workload)
-            with _MemorySampler(process.pid, is_needed=bool(workload and workload.workers)) as memory:
-                try:
+            memory = _MemorySampler(process.pid, is_needed=bool(workload and workload.workers))
+            try:
+                with memory:
                     status = process.wait(_TIMEOUT_SECONDS)
-                except subprocess.TimeoutExpired:
-                    status = None
-                finally:
-                    _end(process)
+            except subprocess.TimeoutExpired:
+                status = None
+            finally:
+                _end(process)
         lines = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         if status is None:
             return {"error": f"took more than {_TIMEOUT_SECONDS} s", "log": lines}

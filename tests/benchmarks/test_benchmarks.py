@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -258,6 +259,7 @@ def test_a_second_interruption_ends_at_once_what_does_not_end_by_itself(tmp_path
         stderr=subprocess.DEVNULL,
     ) as process:
         pid = int(said.read_text())
+        time.sleep(2)  # `Popen` has returned then: an interruption within it leaves what was started to itself
         process.send_signal(signal.SIGINT)
         assert said.read_text() == "no\n"
         process.send_signal(signal.SIGINT)
