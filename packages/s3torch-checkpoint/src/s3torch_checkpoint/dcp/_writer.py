@@ -26,7 +26,15 @@ from .._progress import TransferProgress
 from .._threads import run_all
 from .._upload import upload
 from . import _staging
-from ._commit import EarlyLook, commit, commit_as_first, delete_quietly, missing_items, rank_metadata_names
+from ._commit import (
+    EarlyLook,
+    commit,
+    commit_as_first,
+    delete_quietly,
+    find_metadata,
+    missing_items,
+    rank_metadata_names,
+)
 from ._names import METADATA_NAME, data_name, new_save_id, rank_metadata_name
 from ._portable_errors import portable_errors
 from ._prefix_strategies import DefaultPrefixStrategy, S3PrefixStrategyBase
@@ -327,7 +335,7 @@ class S3StorageWriter(StorageWriter):
             )
 
     def _exists(self, save: _Save, name: str) -> bool:
-        return self._client.find_object(save.address.bucket, save.address.key(name)) is not None
+        return find_metadata(self._client, save.address, name) is not None
 
     def _plan_files(self, save: _Save, plan: SavePlan, prefix: str) -> list[FilePlan]:
         if self._single_file_per_rank:
