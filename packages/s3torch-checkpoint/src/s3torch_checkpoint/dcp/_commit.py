@@ -106,10 +106,15 @@ def find_metadata(client: S3Client, address: CheckpointAddress, name: str, _stop
     return client.find_object(address.bucket, address.key(name))
 
 
-def rank_metadata_names(client: S3Client, address: CheckpointAddress) -> list[str]:
-    """The names of the metadata of ranks that saved on their own, relative to the checkpoint."""
+def rank_metadata(client: S3Client, address: CheckpointAddress) -> dict[str, str | None]:
+    """The keys of the metadata of ranks that saved on their own, with their ETags."""
     pages = client.list_objects(address.bucket, address.key("__"), "/")
-    return [key.removeprefix(address.base) for page in pages for key in page.keys if is_rank_metadata_key(key)]
+    return {info.key: info.etag for page in pages for info in page.object_info if is_rank_metadata_key(info.key)}
+
+
+def rank_metadata_names(client: S3Client, address: CheckpointAddress) -> list[str]:
+    """The names of that metadata, relative to the checkpoint."""
+    return [key.removeprefix(address.base) for key in rank_metadata(client, address)]
 
 
 class EarlyLook:

@@ -16,7 +16,7 @@ from .._address import CheckpointAddress
 from .._checks import check_count
 from .._errors import NoCheckpointError
 from .._threads import run_all
-from ._commit import METADATA_THREADS, data_names, find_metadata, read_metadata_object
+from ._commit import METADATA_THREADS, data_names, find_metadata, rank_metadata, read_metadata_object
 from ._names import METADATA_NAME, is_data_name, is_metadata_key, is_rank_metadata_key
 
 logger = logging.getLogger(__name__)
@@ -256,12 +256,12 @@ def _delete_checkpoint(client: S3Client, address: CheckpointAddress, info: Objec
         except ObjectChangedError:
             return False
         names = data_names(metadata)
-    before = _rank_metadata(client, address)
+    before = rank_metadata(client, address)
     named = _named_keys(client, address.bucket, before)
     now = find_metadata(client, address, METADATA_NAME)
     if now is not None and (info is None or now.etag != info.etag):
         return False
-    after = _rank_metadata(client, address) if before else {}
+    after = rank_metadata(client, address) if before else {}
     of_ranks = [key for key, etag in before.items() if after.get(key) == etag]  # a rank may have saved again
     client.delete_objects(address.bucket, of_ranks)  # or they would come to light
     if info is not None:
@@ -269,12 +269,6 @@ def _delete_checkpoint(client: S3Client, address: CheckpointAddress, info: Objec
     data = {address.key(name) for name in names}.union(*(named[key] for key in of_ranks))
     client.delete_objects(address.bucket, sorted(data))
     return True
-
-
-def _rank_metadata(client: S3Client, address: CheckpointAddress) -> dict[str, str | None]:
-    """The keys of the metadata of ranks that saved on their own, with their ETags."""
-    pages = client.list_objects(address.bucket, address.key("__"), "/")
-    return {info.key: info.etag for page in pages for info in page.object_info if is_rank_metadata_key(info.key)}
 
 
 def _metadata_above(client: S3Client, address: CheckpointAddress) -> list[str]:
