@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from s3core import ObjectChangedError, ObjectInfo
 from s3torch_datasets import S3IterableDataset, S3MapDataset, S3ReaderConstructor
 from s3torch_datasets._disk_cache import DiskCache
-from s3torch_datasets._shared_index import _locked
+from s3torch_datasets._shared_listing import try_lock
 from servers import CountingServer
 
 Make = Callable[..., Any]
@@ -443,7 +443,7 @@ def test_a_forked_child_leaves_a_file_to_its_parent(tmp_path: Path) -> None:
 def test_a_child_that_was_forked_meanwhile_keeps_no_lock(tmp_path: Path, of_index: bool) -> None:
     import fcntl
 
-    lock = _locked(str(tmp_path / "lock")) if of_index else DiskCache(tmp_path, 1000, None).locked()
+    lock = try_lock(str(tmp_path / "lock")) if of_index else DiskCache(tmp_path, 1000, None).locked()
     read_end, write_end = os.pipe()
     with lock:
         child = os.fork()

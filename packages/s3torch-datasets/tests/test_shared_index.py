@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._pid_namespace import find_pid_namespace
-from s3torch_datasets._shared_index import SharedIndex, _locked
+from s3torch_datasets._shared_index import SharedIndex
+from s3torch_datasets._shared_listing import try_lock
 from servers import CountingServer
 
 Make = Callable[..., Any]
@@ -62,7 +63,8 @@ def test_forked_workers_find_their_objects_on_a_filesystem_without_locks(make_it
 @pytest.mark.usefixtures("without_locks")
 def test_a_lock_that_cannot_be_had_leaves_no_file_open(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with _locked(str(path)):
+    with try_lock(str(path)) as is_mine:
+        assert is_mine
         assert path.exists()
     folder = "/proc/self/fd"
     assert str(path.resolve()) not in [os.path.realpath(f"{folder}/{name}") for name in os.listdir(folder)]
@@ -86,7 +88,7 @@ def dead_pid() -> int:
         return process.pid
 
 
-@pytest.mark.parametrize("ending", ["index", "index.lock", "index.7.tmp"])
+@pytest.mark.parametrize("ending", ["index", "index.lock", "index.pieces", "index.7.tmp"])
 @pytest.mark.parametrize(
     ("is_of_here", "lives", "days", "stays"),
     [

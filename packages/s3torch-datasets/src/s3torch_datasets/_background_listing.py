@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._fork_count import ForkCount
@@ -26,10 +26,8 @@ MakeIndex = Callable[[OnListed, OnPiece], ObjectIndex]
 _WAIT_SECONDS = 0.2
 
 
-class BackgroundListing:
-    """Makes an index in a daemon thread, which stops when nobody holds this any more.
-
-    The pieces take as much memory as the index in the making at most, and go when it is made.
+class ListingPlan(NamedTuple):
+    """How to list in the background.
 
     Args:
         make: Makes the index. It calls the first argument with the number of objects found since the last call, and the
@@ -37,9 +35,21 @@ class BackgroundListing:
         make_bar: Makes the bar for a wait; it is drawn in the thread that waits.
     """
 
-    def __init__(self, make: MakeIndex, make_bar: Callable[[], Any]) -> None:
-        self._make = make
-        self._make_bar = make_bar
+    make: MakeIndex
+    make_bar: Callable[[], Any]
+
+
+class BackgroundListing:
+    """Makes an index in a daemon thread, which stops when nobody holds this any more.
+
+    The pieces take as much memory as the index in the making at most, and go when it is made.
+
+    Args:
+        plan: How to list.
+    """
+
+    def __init__(self, plan: ListingPlan) -> None:
+        self._plan = plan
         self._forks = ForkCount.now
         self._pieces: list[ObjectIndex] = []
         self._starts: list[int] = []  # of each piece: the number of its first row
@@ -48,7 +58,7 @@ class BackgroundListing:
         self._index: ObjectIndex | None = None
         self._error: BaseException | None = None
         self._news: SimpleQueue[None] = SimpleQueue()
-        threading.Thread(target=_work, args=(weakref.ref(self), make), name="s3torch-listing", daemon=True).start()
+        threading.Thread(target=_work, args=(weakref.ref(self), plan.make), name="s3torch-listing", daemon=True).start()
 
     @property
     def index(self) -> ObjectIndex | None:
@@ -87,7 +97,7 @@ class BackgroundListing:
     def _wait_until(self, is_there: Callable[[], bool]) -> None:
         if is_there():
             return
-        with self._make_bar() as bar:
+        with self._plan.make_bar() as bar:
             while True:
                 error = self._error  # before looking: all that was found before it is there then
                 if is_there():
@@ -95,7 +105,7 @@ class BackgroundListing:
                 if error is not None:
                     raise error
                 if self._forks != ForkCount.now:  # the thread is the parent's
-                    self._index = self._make(bar.update, lambda piece: None)
+                    self._index = self._plan.make(bar.update, lambda piece: None)
                     return
                 with suppress(Empty):
                     self._news.get(timeout=_WAIT_SECONDS)  # in slices, so that Ctrl-C is seen everywhere

@@ -131,11 +131,11 @@ class ObjectDataset(Generic[T_co]):
 
     def _follow_listing(self) -> BackgroundListing | None:
         """Returns the listing whose objects can be used while it goes on; None where the index comes otherwise."""
-        start = getattr(self._get_dataset_objects, "start_listing", None)
-        if start is None:
+        plan_listing = getattr(self._get_dataset_objects, "plan_listing", None)
+        if plan_listing is None:
             return None
         return self._shared_index.follow(
-            lambda: start(self._get_client(), self._settings.object_filter, progress=self._shows_progress())
+            lambda: plan_listing(self._get_client(), self._settings.object_filter, progress=self._shows_progress())
         )
 
     def _shows_progress(self) -> bool:

@@ -77,7 +77,11 @@ def map_open_index(descriptor: int) -> ObjectIndex:
 
     The position in the file, which processes that inherited it have in common, is left alone.
     """
-    whole = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    return index_in(memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)))
+
+
+def index_in(whole: memoryview) -> ObjectIndex:
+    """Returns the index that a file's content holds, which it goes on using."""
     header_at = len(_MAGIC) + _LENGTH.size
     (length,) = _LENGTH.unpack(whole[len(_MAGIC) : header_at])
     header = json.loads(bytes(whole[header_at : header_at + length]))

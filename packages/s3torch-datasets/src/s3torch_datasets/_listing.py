@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from s3core import S3Client, parse_s3_uri
-from s3torch_datasets._background_listing import BackgroundListing, OnListed, OnPiece
+from s3torch_datasets._background_listing import ListingPlan, OnListed, OnPiece
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._index import ObjectIndex
@@ -38,12 +38,10 @@ class PrefixObjects:
         with progress_bar(f"Listing {self.uri}", " objects", shown=progress) as bar:
             return self._list(client, object_filter, bar.update, lambda piece: None)
 
-    def start_listing(
-        self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool
-    ) -> BackgroundListing:
-        """Lists the prefix in the background."""
+    def plan_listing(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool) -> ListingPlan:
+        """Says how to list the prefix in the background."""
         make_bar = partial(progress_bar, f"Listing {self.uri}", " objects", shown=progress, is_kept=False)
-        return BackgroundListing(partial(self._list, client, object_filter), make_bar)
+        return ListingPlan(partial(self._list, client, object_filter), make_bar)
 
     def _list(
         self, client: S3Client, object_filter: ObjectFilter | None, on_listed: OnListed, on_piece: OnPiece

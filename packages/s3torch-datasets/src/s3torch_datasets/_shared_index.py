@@ -14,20 +14,17 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any
 
-from s3torch_datasets._background_listing import BackgroundListing
+from s3torch_datasets._background_listing import BackgroundListing, ListingPlan, MakeIndex
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._index_file import map_index, write_index
 from s3torch_datasets._pid_namespace import find_pid_namespace
+from s3torch_datasets._shared_listing import CAN_SHARE, make_once
 from s3torch_datasets._spawning import is_spawning
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -59,20 +56,21 @@ class SharedIndex:
         if index is None and self._listing is not None:
             index = self._listing.wait_for_index()
         elif index is None:
-            index = make() if self._is_alone() else self._get_shared(make)
+            index = self._for_all(lambda on_listed, on_piece: make())(_ignore, _ignore)
         self._index, self._listing = index, None
         return index
 
-    def follow(self, start: Callable[[], BackgroundListing]) -> BackgroundListing | None:
-        """Returns a listing that makes the index; None where there is an index, or workers may need the same one.
+    def follow(self, plan: Callable[[], ListingPlan]) -> BackgroundListing | None:
+        """Returns a listing that makes the index; None where there is an index.
 
         Args:
-            start: Starts the listing.
+            plan: Says how to list.
         """
         if self._find() is not None:
             return None
-        if self._listing is None and self._is_alone():
-            self._listing = start()
+        if self._listing is None:
+            planned = plan()
+            self._listing = BackgroundListing(planned._replace(make=self._for_all(planned.make)))
         return self._listing
 
     def _find(self) -> ObjectIndex | None:
@@ -89,20 +87,16 @@ class SharedIndex:
         folder = _folder()
         return None if folder is None else os.path.join(folder, self._name)
 
-    def _is_alone(self) -> bool:
+    def _for_all(self, make: MakeIndex) -> MakeIndex:
+        """Returns what makes the index for all processes that may need it now."""
         # A DataLoader may ask for the length after it started its workers, who then need the index too.
-        return os.getpid() == self._owner_pid and not multiprocessing.active_children()
-
-    def _get_shared(self, make: Callable[[], ObjectIndex]) -> ObjectIndex:
-        path = self._path()
-        if path is None or fcntl is None:
-            return make()
-        with _locked(f"{path}.lock"):
-            written = _map_existing(path)  # by the one that was waited for
-            if written is not None:
-                return written
-            index = make()
-            return _write_and_map(index, path) or index
+        is_alone = os.getpid() == self._owner_pid and not multiprocessing.active_children()
+        path = None if is_alone or not CAN_SHARE else self._path()
+        if path is None:
+            return make
+        return partial(
+            make_once, path, make, partial(_map_existing, path), lambda index: _write_and_map(index, path) or index
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         index = self._find()
@@ -198,25 +192,10 @@ def _remove(name: str) -> None:
     user = os.getuid() if hasattr(os, "getuid") else 0
     with contextlib.suppress(OSError):
         path = os.path.join(tempfile.gettempdir(), f"s3torch-datasets-{user}", name)
-        for leftover in (path, f"{path}.lock"):
+        for leftover in (path, f"{path}.lock", f"{path}.pieces"):
             with contextlib.suppress(OSError):
                 os.unlink(leftover)
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Lets one process of a dataset in at a time; all of them where the folder cannot be written or knows no locks."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        yield
-        return
-    try:
-        with contextlib.suppress(OSError):  # Lustre and NFS may be mounted without.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        # Closing alone would leave it to a child that was forked meanwhile, which shares the open file.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+def _ignore(news: object) -> None:
+    pass
