@@ -16,9 +16,9 @@ from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from ._config import MiB
-from ._loading import load, loading
-from ._settings import Settings
+from ._config import MiB, S3ClientConfig
+from ._loading import load
+from ._network import Network
 from ._stop import Exchange, Stop
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ class Library:
     """Sends requests, each once, on connections that are used again.
 
     Args:
-        settings: Timeouts, certificates, how many connections to keep.
-        proxy: Tells the proxy of an origin.
+        config: Timeouts, how many connections to keep.
+        network: Tells the proxy of an origin, and whom to trust.
     """
 
-    def __init__(self, settings: Settings, proxy: Callable[[str], str | None]) -> None:
-        self._settings = settings
-        self._proxy = proxy
+    def __init__(self, config: S3ClientConfig, network: Network) -> None:
+        self._config = config
+        self._network = network
         self._lock = threading.Lock()
         self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
         self._now = _Now()
@@ -126,25 +126,21 @@ class Library:
     def _make_pool(self, origin: str) -> urllib3.HTTPConnectionPool:
         import urllib3
 
-        config = self._settings.config
+        config, proxy = self._config, self._network.proxy(origin)
         options: dict[str, Any] = {
             "maxsize": config.concurrency,
             "timeout": urllib3.Timeout(connect=config.connect_timeout, read=config.read_timeout),
         }
-        if self._settings.ca_bundle is not None:
-            options["ca_certs"] = self._settings.ca_bundle
-        if origin.startswith("https"):
-            load("ssl")
-            import ssl
-
-            with loading:  # The first one starts OpenSSL, which no child may inherit half.
-                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        proxy = self._proxy(origin)
+        if origin.startswith("https:"):
+            # urllib3 would make one for each connection. It may change it, and so gets one of its own.
+            options["ssl_context"] = self._network.new_tls()
         manager: urllib3.PoolManager
         if proxy is None:
             manager = urllib3.PoolManager(**options)
         else:
             parts = urlsplit(proxy)
+            if parts.scheme == "https":
+                options["proxy_ssl_context"] = self._network.new_tls()
             if parts.username:
                 options["proxy_headers"] = urllib3.make_headers(
                     proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"

@@ -36,14 +36,20 @@ class Network:
 
     def tls(self) -> ssl.SSLContext:
         """Whom our own connections trust: the certificates of the settings, or the system's."""
+        with loading:
+            if self._tls is None:
+                self._tls = self.new_tls()
+        return self._tls
+
+    def new_tls(self) -> ssl.SSLContext:
+        """The same, for a library that may change it; to read the system's certificates takes 17 ms."""
         load("ssl")
         import ssl
 
         with loading:  # The first one starts OpenSSL, which no child may inherit half.
-            if self._tls is None:
-                self._tls = ssl.create_default_context(cafile=self._settings.ca_bundle)
-                self._tls.set_alpn_protocols(["http/1.1"])
-        return self._tls
+            context = ssl.create_default_context(cafile=self._settings.ca_bundle)
+            context.set_alpn_protocols(["http/1.1"])
+            return context
 
 
 def proxy_for(url: str, config: S3ClientConfig) -> str | None:

@@ -116,7 +116,7 @@ class RestClient:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         config, network = runtime.config, runtime.network
-        self._library = Library(runtime.settings, network.proxy)
+        self._library = Library(config, network)
         connections = partial(Connections, config.concurrency, config.connect_timeout, config.read_timeout, network.tls)
         # Apart from each other, since a store may answer the one in an odd way and the other not.
         self._connections, self._document_connections = connections(), connections(takes_chunks=True)
