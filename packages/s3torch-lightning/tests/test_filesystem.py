@@ -66,6 +66,17 @@ def test_a_folder_exists_once_it_was_made_and_leaves_nothing_in_the_bucket(
     assert server.keys() == []
 
 
+def test_a_folder_is_gone_with_those_in_it(fs: S3FileSystem, filled: str) -> None:
+    for remove in (fs.rmdir, lambda path: fs.rm(path, recursive=True), lambda path: fs.mv(path, f"{path}2", True)):
+        fs.makedirs(f"{filled}/new/logs/version_0")
+        fs.pipe_file(f"{filled}/new/notes", b"")
+        remove(f"{filled}/new")
+        fs.rm_file(f"{filled}/new/notes")
+        assert not fs.exists(f"{filled}/new")
+        with pytest.raises(FileNotFoundError):
+            fs.ls(f"{filled}/new")
+
+
 def test_a_missing_bucket_is_not_taken_for_a_missing_file(fs: S3FileSystem) -> None:
     for ask in (fs.exists, fs.isdir, fs.isfile, fs.info, fs.ls):
         with pytest.raises(NoSuchBucketError):

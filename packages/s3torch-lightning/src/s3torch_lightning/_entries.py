@@ -32,13 +32,13 @@ def make_folder(bucket: str, folder: str) -> None:
 
 
 def forget_folder(bucket: str, folder: str) -> None:
-    """Forget a folder that this process has made.
+    """Forget a folder that this process has made, and those that it has made in it.
 
     Args:
         bucket: Its bucket.
         folder: Its prefix.
     """
-    _made_folders.discard((bucket, folder))
+    _made_folders.difference_update([each for each in list(_made_folders) if _is_below(each, bucket, folder)])
 
 
 def look_up(client: S3Client, bucket: str, key: str) -> Entry:
@@ -105,7 +105,11 @@ def files_below(client: S3Client, bucket: str, folder: str) -> dict[str, Entry]:
 
 
 def _is_made(bucket: str, folder: str) -> bool:
-    return any(made == bucket and below.startswith(folder) for made, below in _made_folders)
+    return any(_is_below(made, bucket, folder) for made in list(_made_folders))
+
+
+def _is_below(made: tuple[str, str], bucket: str, folder: str) -> bool:
+    return made[0] == bucket and made[1].startswith(folder)
 
 
 def _file(bucket: str, key: str, info: ObjectInfo) -> Entry:
