@@ -85,3 +85,13 @@ def test_a_sharded_save_that_fails_on_one_rank_ends_both_and_keeps_the_old_check
     server.fault(operation="PutObject", skip=6, status=403, code="AccessDenied")
     run_ranks("sharded_failure.py", server, [run_uri])
     assert server.uploads() == []
+
+
+@pytest.mark.parametrize("how", ["sharded", "full"])
+@needs_fully_shard
+def test_what_one_rank_cannot_pickle_ends_the_save_of_both_and_keeps_the_old_checkpoint(
+    how: str, server: CountingServer, run_uri: str, run_ranks: Callable[..., None]
+) -> None:
+    pytest.importorskip("lightning")
+    run_ranks("unpicklable.py", server, [run_uri, how])
+    assert server.uploads() == []

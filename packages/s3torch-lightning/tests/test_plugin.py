@@ -17,7 +17,7 @@ import torch
 from s3core import AccessDeniedError, ConfigError, NoSuchKeyError, S3Exception
 from s3torch_checkpoint import S3Checkpoint
 from s3torch_lightning import S3AsyncCheckpoint, S3LightningCheckpoint
-from s3torch_lightning._sharded import ShardedCheckpoint
+from s3torch_lightning._sharded import ShardedCheckpoint, pickled_meta
 from servers import CountingServer
 
 
@@ -229,7 +229,7 @@ def test_removing_one_checkpoint_removes_no_other(
 
 
 def save_shards(plugin: S3LightningCheckpoint, uri: str) -> None:
-    ShardedCheckpoint(plugin.settings, uri, progress=False).save({"model": torch.ones(2)}, {}, is_rank_zero=True)
+    ShardedCheckpoint(plugin.settings, uri, progress=False).save({"model": torch.ones(2)}, pickled_meta({}))
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")

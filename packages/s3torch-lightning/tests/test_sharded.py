@@ -10,7 +10,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from s3core import parse_s3_uri
 from s3torch_lightning import S3LightningCheckpoint
-from s3torch_lightning._sharded import ShardedCheckpoint
+from s3torch_lightning._sharded import ShardedCheckpoint, pickled_meta
 from servers import CountingServer
 
 
@@ -63,7 +63,7 @@ def test_no_load_mixes_two_saves(plugin: S3LightningCheckpoint, folder: ShardedC
     def save(step: int) -> None:
         writer = ShardedCheckpoint(plugin.settings, folder.uri, progress=False)
         state = {"model": {"weight": torch.full((4,), float(step))}, "optimizer_0": {"moment": torch.ones(4)}}
-        writer.save(state, {"step": step}, is_rank_zero=True)
+        writer.save(state, pickled_meta({"step": step}))
 
     def load(folder: ShardedCheckpoint) -> dict[str, Any]:
         state = {"model": {"weight": torch.zeros(4)}}

@@ -20,7 +20,7 @@ from ._paths import checkpoint_uri, meant_uri
 from ._registration import forget_listings
 from ._repairs import repair_imported
 from ._settings import S3Settings, current_settings
-from ._sharded import ShardedCheckpoint
+from ._sharded import ShardedCheckpoint, pickled_meta
 
 T = TypeVar("T")
 
@@ -85,8 +85,11 @@ class OnS3:
     def _save_shards(self, state: dict[str, Any], meta: Mapping[str, Any], uri: str) -> None:
         self._finish_background()
         folder = self._folder(uri)
-        folder.save(state, meta, is_rank_zero=self.is_global_zero)
-        self._on_rank_zero(lambda: folder.tidy(meta))
+        pickled: list[bytes] = []
+        # First, for in the midst of the save an error of rank 0 alone would leave the others waiting.
+        self._on_rank_zero(lambda: pickled.append(pickled_meta(meta)))
+        folder.save(state, pickled[0] if self.is_global_zero else None)
+        self._on_rank_zero(lambda: folder.tidy(pickled[0]))
 
     def _is_sharded(self, uri: str) -> bool:
         """Whether a checkpoint is sharded or one object; where both lie, the younger is meant.

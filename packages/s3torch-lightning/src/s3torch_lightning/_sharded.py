@@ -26,6 +26,20 @@ META_ITEM = "lightning_meta"
 META_NAME = "meta.pt"
 
 
+def pickled_meta(meta: Mapping[str, Any]) -> bytes:
+    """What is not sharded, as `torch.save` writes it.
+
+    Args:
+        meta: It, by name.
+
+    Raises:
+        Exception: It cannot be pickled.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(meta), buffer)
+    return buffer.getvalue()
+
+
 class ShardedCheckpoint:
     """One sharded checkpoint; all ranks call its methods together, and all that one of these reads is of one save.
 
@@ -67,22 +81,19 @@ class ShardedCheckpoint:
         """
         self.reader().read_metadata()
 
-    def save(self, state: dict[str, Any], meta: Mapping[str, Any], *, is_rank_zero: bool) -> None:
+    def save(self, state: dict[str, Any], meta: bytes | None) -> None:
         """Write and commit; the checkpoint that was here stays until then.
 
         Args:
             state: What is sharded: models and optimizers.
-            meta: What is not; that of rank 0 is saved.
-            is_rank_zero: Whether this is rank 0.
+            meta: On rank 0 what is not, from `pickled_meta`; None on the others.
 
         Raises:
             Exception: Some rank could not write; nothing was committed.
         """
         state = dict(state)
-        if is_rank_zero:
-            buffer = io.BytesIO()
-            torch.save(dict(meta), buffer)
-            state[META_ITEM] = buffer.getvalue()
+        if meta is not None:
+            state[META_ITEM] = meta
         writer = S3StorageWriter(
             self._settings.region,
             self.uri,
@@ -92,15 +103,17 @@ class ShardedCheckpoint:
         )
         dcp_saving.save(state, storage_writer=writer)
 
-    def tidy(self, meta: Mapping[str, Any]) -> None:
+    def tidy(self, meta: bytes) -> None:
         """After a save, on one rank: write the copy for stock readers, and remove an object of the same name.
 
         Args:
             meta: What `save` was given.
         """
-        self._settings.checkpoint.save(dict(meta), f"{self.uri}/{META_NAME}", progress=False)
+        copy = f"{self.uri}/{META_NAME}"
+        with self._settings.checkpoint.writer(copy) as writer:
+            writer.write(meta)
         self._settings.client.delete_object(*parse_s3_uri(self.uri))
-        forget_listings(f"{self.uri}/{META_NAME}")
+        forget_listings(copy)
 
     def remove(self) -> None:
         """On one rank: delete the shards and Lightning's own part, and nothing else that lies below their name.

@@ -13,6 +13,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ._agreement import sendable
 from ._checkpoint_io import S3LightningCheckpoint, default_weights_only
 from ._library import find_library
 from ._on_s3 import OnS3
@@ -160,7 +161,12 @@ class _FabricOnS3(OnS3):
     def _save_whole(self, uri: str, state: dict[str, Any], filter: Filter | None) -> None:
         self._finish_background()
         with self._local_path() as path:
-            super().save_checkpoint(path, state, filter=filter)  # type: ignore[misc]
+            error: Exception | None = None
+            try:
+                super().save_checkpoint(path, state, filter=filter)  # type: ignore[misc]
+            except Exception as raised:  # on rank 0 alone, which pickles and writes
+                error = sendable(raised)
+            self._raise_first(error)
 
             def send() -> None:
                 self._upload(path, uri)
