@@ -420,6 +420,19 @@ def test_nothing_of_a_snapshot_stays_in_memory_once_it_arrived(
     assert held == []
 
 
+def test_nothing_of_a_snapshot_stays_in_memory_once_its_upload_failed(
+    plugin: S3AsyncCheckpoint, server: CountingServer, run_uri: str
+) -> None:
+    server.fault(operation="PutObject", status=403, code="AccessDenied")
+    plugin.save_checkpoint({"weight": torch.ones(2**20)}, f"{run_uri}/a.ckpt")
+    with pytest.raises(AccessDeniedError) as raised:
+        plugin.teardown()
+    gc.collect()
+    held = [each for each in gc.get_objects() if type(each).__name__ == "Snapshot"]
+    assert held == []
+    assert raised.tb is not None
+
+
 def in_child(plugin: S3AsyncCheckpoint, uri: str) -> None:
     plugin.save_checkpoint(content(2), f"{uri}/child.ckpt")
     plugin.teardown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -203,10 +204,20 @@ class UploadQueue:
         except BaseException as error:
             what = "saved to" if task.is_save else "removed from"
             logger.error("a checkpoint could not be %s %s in the background: %s", what, task.uri, error)
+            _clear_frames(error)
             task.error = error
             if not task.is_save:
                 with self._changed:
                     self._unproven.append(task)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, the snapshot above all: it may be long until somebody asks for it."""
+    cleared: list[BaseException] = []
+    while error is not None and error not in cleared:  # the errors of a user's own callable may form a circle
+        traceback.clear_frames(error.__traceback__)
+        cleared.append(error)
+        error = error.__cause__ or error.__context__
 
 
 _queues: weakref.WeakSet[UploadQueue] = weakref.WeakSet()
