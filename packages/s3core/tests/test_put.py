@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import mmap
 import pickle
@@ -10,6 +11,7 @@ import random
 import sys
 import threading
 import time
+import weakref
 from array import array
 from collections.abc import Callable
 from typing import Any
@@ -399,6 +401,32 @@ def test_a_close_after_a_failed_write_raises_and_completes_nothing(
         stream.close()
     assert counting_server.keys() == []
     assert counting_server.uploads() == []
+
+
+class Held:
+    """What a caller has at hand."""
+
+
+@pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart"])
+def test_a_stream_that_failed_keeps_nothing_of_its_caller(
+    client: S3Client, counting_server: CountingServer, operation: str
+) -> None:
+    counting_server.fault(operation=operation, status=403, code="AccessDenied")
+    stream = client.put_object(counting_server.bucket, "key")
+
+    def write_on(held: Held) -> None:
+        while True:
+            stream.write(DATA)
+
+    def fail() -> weakref.ref[Held]:
+        held = Held()
+        with pytest.raises(AccessDeniedError):
+            write_on(held)
+        return weakref.ref(held)
+
+    held = fail()
+    gc.collect()
+    assert held() is None
 
 
 def test_an_answer_to_the_completion_that_is_lost_does_not_lose_the_object(

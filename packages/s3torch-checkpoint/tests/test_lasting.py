@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from s3core import S3Exception
 from s3torch_checkpoint import S3Checkpoint
 from s3torch_checkpoint._lasting import LastingMemory
 from s3torch_checkpoint._memory import storage_buffer
+from s3torch_checkpoint.dcp import S3StorageWriter
 from servers.counting import CountingServer
 
 MiB = 2**20
@@ -101,3 +106,35 @@ def test_a_save_that_fails_lets_go_of_the_tensors(
     gc.collect()
     counting_server.faults_clear()
     assert checkpoint.load(f"{root}/model.pt") == {"old": 1}
+
+
+def save_whole(options: dict[str, Any], uri: str, state: dict[str, Any]) -> None:
+    S3Checkpoint(**options).save(state, uri)
+
+
+def save_to_writer(options: dict[str, Any], uri: str, state: dict[str, Any]) -> None:
+    with S3Checkpoint(**options).writer(uri) as writer:
+        torch.save(state, writer)
+
+
+def save_distributed(options: dict[str, Any], uri: str, state: dict[str, Any]) -> None:
+    dcp.save(state, storage_writer=S3StorageWriter(path=uri, **options))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("save", [save_whole, save_to_writer, save_distributed])
+def test_nothing_is_kept_of_what_could_not_be_saved(
+    options: dict[str, Any], root: str, counting_server: CountingServer, save: Callable[..., None]
+) -> None:
+    # torch's archive writer refers to the file that it writes to, and the garbage collector does not know.
+    counting_server.fault(operation="CreateMultipartUpload", status=403, code="AccessDenied")
+
+    def fail() -> weakref.ref[torch.Tensor]:
+        tensor = torch.ones(8 * MiB)
+        with pytest.raises((S3Exception, RuntimeError, CheckpointException)):
+            save(options, f"{root}/model", {"weight": tensor})
+        return weakref.ref(tensor)
+
+    tensor = fail()
+    gc.collect()
+    assert tensor() is None

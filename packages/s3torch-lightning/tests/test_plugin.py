@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -168,6 +170,23 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_and_says_why(
     server.faults_clear()
     assert float(plugin.load_checkpoint(f"{run_uri}/a.ckpt")["state_dict"]["weight"][0, 0]) == 1.0
     assert server.uploads() == []
+
+
+@pytest.mark.parametrize("storage_options", [None, {"metadata": {"step": "1"}}])
+def test_nothing_is_kept_of_what_could_not_be_saved(
+    plugin: S3LightningCheckpoint, server: CountingServer, run_uri: str, storage_options: dict[str, Any] | None
+) -> None:
+    server.fault(operation="CreateMultipartUpload", status=403, code="AccessDenied")
+
+    def fail() -> weakref.ref[torch.Tensor]:
+        weight = torch.ones(8 * 2**20)
+        with pytest.raises(AccessDeniedError):
+            plugin.save_checkpoint({"weight": weight}, f"{run_uri}/a.ckpt", storage_options)
+        return weakref.ref(weight)
+
+    weight = fail()
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_checkpoint_that_cannot_be_pickled_leaves_the_old_one(plugin: S3LightningCheckpoint, run_uri: str) -> None:

@@ -188,8 +188,9 @@ class MultipartUpload:
         Raises:
             BaseException: The first part's error.
         """
-        if self._error is not None:
-            raise self._error
+        error = self._error
+        if error is not None:
+            raise error
         if self._state is not _State.OPEN:
             raise S3Exception(f"the upload of {self._target.uri} was aborted")
 
@@ -262,6 +263,7 @@ class MultipartUpload:
         and what the store makes of it decides: the object is whole, or the upload is aborted.
         """
         with self._lock:
+            self._error = None  # It was raised, and refers to all that was going on then.
             if self._state is _State.DONE:
                 return False
             self._state = _State.GIVEN_UP

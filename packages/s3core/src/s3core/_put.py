@@ -86,7 +86,9 @@ class PutObjectStream:
         self._charge = object()  # In whose name bytes are taken from the client's budget.
         self._number = 0
         self._size = 0
-        self._error: BaseException | None = None
+        # Of the error only its text: an error refers to all that was going on when it was raised, and the garbage
+        # collector cannot find its way through torch's archive writer, which refers to what it writes to.
+        self._error: str | None = None
         self._is_torn = False  # While a write is not all here; for good when it failed.
         self._is_closing = False
         self._aborted = False
@@ -170,7 +172,7 @@ class PutObjectStream:
                 self._closed = True
                 raise S3Exception(
                     f"the upload of {self._target.uri} was aborted because a write had failed before: {self._error}"
-                ) from self._error
+                )
             if self._aborted:
                 self._closed = True
                 if self._upload is not None:
@@ -237,7 +239,7 @@ class PutObjectStream:
                 self._lock.release()
 
     def _fail(self, error: BaseException) -> None:
-        self._error = error
+        self._error = str(error)
         if self._upload is not None:
             self._upload.abort(30.0 if isinstance(error, Exception) else INTERRUPT_SECONDS)
         self._drop_buffers()
@@ -258,7 +260,7 @@ class PutObjectStream:
             raise ValueError(f"the upload of {self._target.uri} is closed")
         self._note_tear()
         if self._error is not None:
-            raise S3Exception(f"the upload of {self._target.uri} failed before: {self._error}") from self._error
+            raise S3Exception(f"the upload of {self._target.uri} failed before: {self._error}")
 
     def _check_uninterrupted(self) -> None:
         """Fail in a write in whose midst a signal's handler, or another thread, has ended the stream."""

@@ -50,8 +50,11 @@ class UploadFile:
 
         torch's archive writer, when Ctrl-C kept it from being closed, writes once more in its destructor, where an
         error ends the process (https://github.com/pytorch/pytorch/blob/main/caffe2/serialize/inline_container.cc).
+        It refers to this file in a way that the garbage collector cannot see, and an error to it, by the frames that it
+        has come through: with both, the tensors would never be let go of.
         """
         self._is_over = True
+        self.error = None
 
     def write(self, data: Any, *, copy: bool = True) -> int:
         """Hand bytes over.

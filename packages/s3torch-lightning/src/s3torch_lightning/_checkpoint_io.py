@@ -169,6 +169,8 @@ class S3LightningCheckpoint(CheckpointIO):
                 if file.error is not None:
                     raise file.error from None
                 raise
+            finally:
+                file.error = None  # torch's archive writer refers to the file, and the error to that, for ever
 
     def remove_shards(self, path: Any) -> None:
         """Remove a sharded checkpoint, but not the object of the same name: that has replaced it.
