@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from s3torch_checkpoint import S3Checkpoint
+from interruptions import each_interruption, interrupted
+from s3torch_checkpoint import S3Checkpoint, _upload
 from s3torch_checkpoint.dcp import S3StorageReader, S3StorageWriter
 from servers.counting import CountingServer
 
@@ -105,3 +106,25 @@ def test_an_archive_that_ctrl_c_left_open_does_not_end_the_process(
     assert (done.returncode, done.stdout) == (0, "interrupted\nalive\n"), done.stderr
     if case == "save":
         assert counting_server.objects() == before
+
+
+def test_ctrl_c_at_any_instruction_of_a_save_is_no_other_error(options: dict[str, Any], root: str) -> None:
+    checkpoint = S3Checkpoint(**options)
+    for interruption in each_interruption(_upload):
+        try:
+            with interrupted(interruption):
+                checkpoint.save({"weight": torch.ones(4)}, f"{root}/model.pt")
+        except KeyboardInterrupt:
+            continue
+        assert not interruption.came
+
+
+def test_a_save_that_fails_after_ctrl_c_says_why(options: dict[str, Any], root: str) -> None:
+    def refuse() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            S3Checkpoint(**options).save({"step": lambda: 1}, f"{root}/model.pt")
+
+    with pytest.raises(Exception, match=r"(?i)pickle"):
+        refuse()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,13 +123,14 @@ def upload(
     hint = size_hint + size_hint // 64 + _UNCOUNTED_BYTES if size_hint else None
     stream = client.put_object(bucket, key, size_hint=hint)
     file = UploadFile(stream, progress, stop, lasting)
+    handled = sys.exception()
     try:
         yield file
         if file.error is not None:  # somebody between caught it, so that the object would lack those bytes
             raise file.error
         file.check_stop()
     except BaseException as error:
-        first = file.error if file.error is not None else error
+        first = file.error or _interruption(error, handled) or error
         # Waits until nothing is left behind; after Ctrl-C only for a moment.
         stream.__exit__(type(first), first, first.__traceback__)
         if first is not error:
@@ -137,3 +139,16 @@ def upload(
     finally:
         file.end()
     stream.close()
+
+
+def _interruption(error: BaseException, handled: BaseException | None) -> BaseException | None:
+    """Ctrl-C that came on the way to `write`, where torch's archive writer answers it with an error of its own.
+
+    While that writer is at work, as on a checksum, Python waits with Ctrl-C until it calls `write`.
+
+    Args:
+        error: What came out of the block.
+        handled: What the caller was handling already when it began.
+    """
+    context = error.__context__
+    return None if context is handled or isinstance(context, Exception) else context
