@@ -64,6 +64,22 @@ def test_a_wrong_region_is_corrected_for_all_that_is_on_its_way(
     assert failures == []
 
 
+@pytest.mark.parametrize("use", USES)
+def test_keys_that_expire_are_renewed_where_the_store_names_the_region_that_was_asked(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], use: str
+) -> None:
+    for key in ("key", "odd//key"):
+        counting_server.put(key, b"abc")
+    names = iter(["old", "new"])
+    client = make_client(
+        counting_server, credentials=lambda: {"access_key_id": next(names), "secret_access_key": "secret"}
+    )
+    named = {"x-amz-bucket-region": counting_server.region}
+    counting_server.fault(access_key="old", status=400, code="ExpiredToken", headers=named)
+    USES[use](client, counting_server.bucket)
+    assert "Credential=new/" in counting_server.requests[-1].headers["authorization"]
+
+
 def test_aws_is_asked_again_when_it_is_busy_or_the_connection_breaks(
     start_script: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,13 +343,14 @@ class RestClient:
 
     def _correct(self, request: Request, failure: Failure, keys: Credentials | None, address: Address) -> bool:
         """Mend what made the store refuse, where that can be: say whether to send again at once."""
-        # The answer to a HEAD has no body: of an expired token only the status tells.
-        is_outdated = failure.code in OUTDATED_KEYS_CODES or (failure.status == 400 and request.method == "HEAD")
-        if is_outdated and keys is not None and not failure.region:
-            return self._runtime.credentials.renew(keys)
-        wrong_region = failure.code in WRONG_REGION_CODES or failure.status in (301, 307)
-        if failure.region and (wrong_region or (failure.status == 400 and request.method == "HEAD")):
+        # The answer to a HEAD has no body: of an expired token, or another region, only the status tells.
+        is_unexplained = failure.status == 400 and request.method == "HEAD"
+        is_elsewhere = failure.code in WRONG_REGION_CODES or failure.status in (301, 307) or is_unexplained
+        # AWS names the region in answers to requests that went to the right one, too.
+        if is_elsewhere and failure.region not in (None, address.region):
             return self._runtime.correct_region(request.bucket, failure.region, address.region)
+        if (failure.code in OUTDATED_KEYS_CODES or is_unexplained) and keys is not None:
+            return self._runtime.credentials.renew(keys)
         return False
 
 
