@@ -21,6 +21,7 @@ import pytest
 from s3core import (
     AccessDeniedError,
     ConfigError,
+    CredentialsError,
     NoSuchBucketError,
     PutObjectStream,
     S3Client,
@@ -513,6 +514,26 @@ def test_an_answer_that_is_lost_before_the_others_are_refusals_is_an_error_that_
     with pytest.raises(S3Exception, match="the store has done it all the same") as caught, stream:
         stream.write(DATA[:size])
     assert isinstance(caught.value, ThrottledError if refusal["status"] == 503 else AccessDeniedError)
+
+
+@pytest.mark.parametrize(
+    ("size", "operation"), [(1000, "PutObject"), (len(DATA), "CompleteMultipartUpload")], ids=["small", "large"]
+)
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_keys_that_cannot_be_renewed_after_an_answer_that_is_lost_are_an_error_that_says_so(
+    counting_server: CountingServer, make_client: Callable[..., S3Client], size: int, operation: str, is_lost: bool
+) -> None:
+    answers = iter([{"access_key_id": "old", "secret_access_key": "secret"}])
+    client = make_client(counting_server, part_size=PART, credentials=lambda: next(answers))
+    if is_lost:
+        counting_server.fault(operation=operation, times=1, cut=0)
+    counting_server.fault(operation=operation, status=400, code="ExpiredToken")
+    stream = client.put_object(counting_server.bucket, "key")
+    stream.write(DATA[:size])
+    with pytest.raises(CredentialsError, match="StopIteration") as caught:
+        stream.close()
+    assert ("the store has done it all the same" in str(caught.value)) == caught.value.in_doubt == is_lost
+    assert counting_server.keys() == ["key"] * is_lost
 
 
 @pytest.mark.parametrize("other", [None, DATA[1:], DATA[::-1]], ids=["nothing", "shorter", "as long"])

@@ -159,17 +159,13 @@ class RestClient:
             S3Exception: No answer came, or one that leaves it open.
         """
         try:
-            return self.try_send(request)
+            return self._send(request, is_change=True)
         except Refused as refused:
             status = refused.failure.status
             is_open = refused.is_open and status not in _DECIDING_STATUSES
             if not is_open and status not in _DOUBTFUL_STATUSES:
                 raise
             raise _in_doubt(refused.translated()) from None
-        except (S3ConnectionError, S3TimeoutError) as error:
-            if CERTIFICATE_REFUSED in str(error):  # Nothing was sent.
-                raise
-            raise _in_doubt(error) from error
 
     def try_send(self, request: Request) -> urllib3.BaseHTTPResponse:
         """Send a request, read the answer, and leave an error to the caller.
@@ -178,12 +174,14 @@ class RestClient:
             Refused: The store answered with an error, for good.
             S3Exception: No answer came.
         """
+        return self._send(request, is_change=False)
 
+    def _send(self, request: Request, *, is_change: bool) -> urllib3.BaseHTTPResponse:
         def once(address: Address, keys: Credentials | None) -> urllib3.BaseHTTPResponse:
             target, headers = prepare(request, self._runtime.settings, address, keys)
             return self._library.send(request.method, address.origin, target, headers, request.body, request.stop)
 
-        return self._in_attempts(request, once, lambda response: response.data)[0]
+        return self._in_attempts(request, once, lambda response: response.data, is_change=is_change)[0]
 
     def try_open(self, request: Request, check: Callable[[], None]) -> tuple[Reply, int]:
         """Send a GET and wait for the head of the answer.
@@ -250,8 +248,13 @@ class RestClient:
         once: Callable[[Address, Credentials | None], A],
         body_of: Callable[[A], bytes],
         check: Callable[[], None] = lambda: None,
+        *,
+        is_change: bool = False,
     ) -> tuple[A, int]:
-        """Send a request until there is an answer that is no error, or no hope of one; say in how many attempts."""
+        """Send a request until there is an answer that is no error, or no hope of one; say in how many attempts.
+
+        An error says so where the request is a change that the store may have made in an attempt before.
+        """
         runtime = self._runtime
         attempts = runtime.config.max_attempts
         corrections = 2 if request.address is None else 0  # One new region, one new set of credentials.
@@ -259,36 +262,41 @@ class RestClient:
         attempt = request.attempts_made
         if attempt:
             back_off(attempt, request.stop)
-        while True:
-            if request.stop.is_set():  # It may have waited for a thread until now.
-                error = S3Exception(f"{request.operation} of {request.uri} was given up")
-                raise _in_doubt(error) if attempt > request.attempts_made and request.method != "GET" else error
-            check()
-            attempt += 1
-            address, keys = request.address, None
-            if address is None:
-                address, keys = runtime.address(request.bucket), runtime.keys()
-            try:
-                answer, body = self._logged(request, attempt, partial(once, address, keys), body_of)
-                failure = _failure_of(request, answer, body)
-            except OSError as error:
-                reason = error.strerror or str(error) or type(error).__name__
-                if attempt >= attempts or CERTIFICATE_REFUSED in reason:  # Which no other attempt mends.
-                    make = timeout_error if isinstance(error, TimeoutError) else connection_error
-                    raise make(request.operation, request.uri, reason, attempt) from error
-                is_open = True
-            else:
-                if failure is None:
-                    runtime.known_buckets.add(request.bucket)
-                    return answer, attempt
-                if corrections and self._correct(request, failure, keys, address):
-                    corrections -= 1
-                    attempt -= 1
-                    continue
-                if attempt >= attempts or not _passes(failure, answer):
-                    raise Refused(failure, request, is_open=is_open)
-                is_open |= failure.status in _DOUBTFUL_STATUSES
-            back_off(attempt, request.stop)
+        try:
+            while True:
+                if request.stop.is_set():  # It may have waited for a thread until now.
+                    raise S3Exception(f"{request.operation} of {request.uri} was given up")
+                check()
+                attempt += 1
+                address, keys = request.address, None
+                if address is None:
+                    address, keys = runtime.address(request.bucket), runtime.keys()
+                try:
+                    answer, body = self._logged(request, attempt, partial(once, address, keys), body_of)
+                    failure = _failure_of(request, answer, body)
+                except OSError as error:
+                    reason = error.strerror or str(error) or type(error).__name__
+                    is_mendable = CERTIFICATE_REFUSED not in reason  # where nothing was sent
+                    is_open |= is_mendable
+                    if attempt >= attempts or not is_mendable:
+                        make = timeout_error if isinstance(error, TimeoutError) else connection_error
+                        raise make(request.operation, request.uri, reason, attempt) from error
+                else:
+                    if failure is None:
+                        runtime.known_buckets.add(request.bucket)
+                        return answer, attempt
+                    if corrections and self._correct(request, failure, keys, address):
+                        corrections -= 1
+                        attempt -= 1
+                        continue
+                    if attempt >= attempts or not _passes(failure, answer):
+                        raise Refused(failure, request, is_open=is_open)
+                    is_open |= failure.status in _DOUBTFUL_STATUSES
+                back_off(attempt, request.stop)
+        except S3Exception as error:
+            if is_change and is_open:
+                raise _in_doubt(error) from error
+            raise
 
     def _logged(
         self, request: Request, attempt: int, once: Callable[[], A], body_of: Callable[[A], bytes]
