@@ -509,6 +509,43 @@ def test_what_was_sent_in_vain_is_not_read_later(slow_store: SlowStore) -> None:
     assert slow_store.lengths == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it lives as long as a child has it")
+@pytest.mark.parametrize("way", ["timeout", "abort"])
+def test_what_was_sent_in_vain_is_not_read_later_where_a_child_has_the_connection_too(
+    slow_store: SlowStore, start_program: Callable[..., subprocess.Popen[str]], way: str
+) -> None:
+    process = start_program(
+        f"""
+        config = S3ClientConfig(access_key_id="id", secret_access_key="hidden", read_timeout=3.0, max_attempts=1)
+        client = S3Client("us-east-1", endpoint={slow_store.endpoint!r}, s3client_config=config)
+        stream = client.put_object("bucket", "key")
+        stream.write(bytes(2**21))
+        def interfere():
+            sys.stdin.readline()
+            if not os.fork():
+                sys.stdin.readline()
+                os._exit(0)
+            if {way!r} == "abort":
+                stream.abort()
+        thread = threading.Thread(target=interfere)
+        thread.start()
+        try:
+            stream.close()
+        except S3Exception as error:
+            print(type(error).__name__)
+        """
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert slow_store.has_begun.wait(60)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == ("S3TimeoutError\n" if way == "timeout" else "S3ConnectionError\n")
+    slow_store.goes_on.set()
+    assert slow_store.ended.wait(60)
+    assert slow_store.lengths == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="others refuse the connection that waits here")
 @pytest.mark.parametrize("method", ["DELETE", "PUT"])
 def test_what_waits_for_a_connection_is_not_sent_after_it_was_given_up(method: str) -> None:

@@ -5,6 +5,7 @@ It carries no more than it is given: no environment variable or config file chan
 
 from __future__ import annotations
 
+import ctypes
 import re
 import struct
 import sys
@@ -332,7 +333,9 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
 
         def cut(self) -> None:
             # Beneath TLS, which has a `shutdown` of its own. It may have ended by itself just now.
-            with suppress(OSError, TypeError):
+            with suppress(OSError, TypeError, AttributeError):
+                if _drop(self.sock):
+                    return
                 # When it is closed now, what the system has not sent yet is dropped; see `socket(7)`.
                 linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
                 socket.socket.setsockopt(self.sock, socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -340,6 +343,28 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
 
     Careful.__name__ = kind.__name__  # which is in messages
     return Careful
+
+
+def _find_connect() -> Any:
+    if sys.platform != "linux":
+        return None
+    # Without giving Python's lock up: the descriptor must not become another connection's meanwhile.
+    function = ctypes.PyDLL(None).connect
+    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    function.restype = ctypes.c_int
+    return function
+
+
+_connect = _find_connect()
+_NO_ADDRESS = bytes(16)  # of the family `AF_UNSPEC`
+
+
+def _drop(connection: Any) -> bool:
+    """End a connection at once, with what the system has not sent yet; say whether it knows how to: see `connect(2)`.
+
+    Closing it does not, where a child of fork has it too.
+    """
+    return _connect is not None and _connect(connection.fileno(), _NO_ADDRESS, len(_NO_ADDRESS)) == 0
 
 
 def _translated(call: Callable[[], T]) -> T:
