@@ -361,6 +361,34 @@ def test_an_answer_before_the_body_is_sent_is_believed_if_it_refuses(tmp_path: P
         listener.close()
 
 
+class ForgetfulNetwork:
+    """A store behind a firewall, which lets no more through of connections that it has forgotten, and says nothing."""
+
+    def __init__(self) -> None:
+        self.has_forgotten = threading.Event()
+        self._listener = Listener(self._serve)
+        self.endpoint, self.close = self._listener.url, self._listener.close
+
+    def _serve(self, connection: socket.socket) -> None:
+        is_old = not self.has_forgotten.is_set()
+        with connection, suppress(ConnectionError):
+            while connection.recv(64 * 1024):
+                if not (is_old and self.has_forgotten.is_set()):
+                    connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n')
+
+
+def test_a_connection_that_was_idle_for_long_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As between two checkpoints: the first attempt of each part would wait for an answer until it is given up."""
+    network = ForgetfulNetwork()
+    config = S3ClientConfig(access_key_id="id", secret_access_key="hidden", read_timeout=1.0, max_attempts=1)
+    client = S3Client("us-east-1", endpoint=network.endpoint, s3client_config=config)
+    client.put_object("bucket", "key").close()
+    network.has_forgotten.set()
+    monkeypatch.setattr("s3core._library.LONGEST_IDLE_SECONDS", 0.0)
+    client.put_object("bucket", "key").close()
+    network.close()
+
+
 def test_a_store_that_takes_nothing_is_given_up_in_time() -> None:
     taken = threading.Event()
 

@@ -10,6 +10,7 @@ import re
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from ._config import MiB, S3ClientConfig
 from ._loading import load
 from ._network import Network
 from ._stop import Exchange, Stop
+from ._wire import LONGEST_IDLE_SECONDS
 
 if TYPE_CHECKING:
     import urllib3
@@ -257,18 +259,23 @@ class _Idle:
 
     def __init__(self, maxsize: int) -> None:
         self._most = maxsize
-        self._connections: list[Any] = []
+        self._connections: list[tuple[float, Any]] = []  # Since when each is idle; None where one may be made.
 
     def put(self, connection: Any, block: bool = True, timeout: float | None = None) -> None:
         """Keep one, unless there are too many; waits for nothing."""
         if len(self._connections) >= self._most:
             raise Full
-        self._connections.append(connection)
+        self._connections.append((time.monotonic(), connection))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take one; waits for nothing."""
+        """Take one that was not idle for long; waits for nothing."""
+        oldest = time.monotonic() - LONGEST_IDLE_SECONDS
         try:
-            return self._connections.pop()
+            while True:
+                since, connection = self._connections.pop()
+                if connection is None or since > oldest:
+                    return connection
+                connection.close()
         except IndexError:
             raise Empty from None
 
