@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,25 @@ def test_what_may_have_been_done_is_an_error_that_says_so(
             change()
         said.append("the store has done it all the same" in str(caught.value))
     assert said == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        ({"status": 412, "code": "PreconditionFailed"}, ObjectChangedError),
+        ({"status": 404, "code": "NoSuchKey"}, NoSuchKeyError),
+    ],
+)
+def test_a_source_that_is_gone_after_an_answer_that_is_lost_is_an_error_that_says_so(
+    counting_server: CountingServer, client: S3Client, refusal: dict[str, Any], kind: type[S3Exception]
+) -> None:
+    counting_server.put("old", b"old")
+    counting_server.fault(operation="CopyObject", times=1, cut=0)
+    counting_server.fault(operation="CopyObject", **refusal)
+    with pytest.raises(kind, match="the store has done it all the same") as caught:
+        client.copy_object(counting_server.bucket, "old", counting_server.bucket, "new")
+    assert caught.value.in_doubt
+    assert counting_server.get("new") == b"old"
 
 
 def test_a_copy_of_what_is_not_there_names_it(s3_server: S3Server, make_client: Callable[..., S3Client]) -> None:

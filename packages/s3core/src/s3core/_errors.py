@@ -162,6 +162,15 @@ def connection_error(operation: str, uri: str, cause: str, attempts: int) -> S3C
     )
 
 
+def in_doubt(error: S3Exception) -> S3Exception:
+    """The same error, which says that the change may have been made."""
+    doubtful = type(error)(
+        f"{error}; if the request got through, the store has done it all the same: look before you do it again"
+    )
+    doubtful.in_doubt = True
+    return doubtful
+
+
 def parse_failure(status: int, body: bytes | str, region: str | None = None) -> Failure:
     """Read S3's error document.
 

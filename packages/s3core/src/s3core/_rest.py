@@ -27,6 +27,7 @@ from ._errors import (
     Failure,
     connection_error,
     error_for,
+    in_doubt,
     parse_failure,
     timeout_error,
 )
@@ -49,7 +50,6 @@ _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
 _AWS = "https://s3.us-east-1.amazonaws.com"
 _REGION_HEADER = "x-amz-bucket-region"
-_DOUBT = "if the request got through, the store has done it all the same: look before you do it again"
 _DOUBTFUL_STATUSES = frozenset({500, 502, 504})  # Of a change that the store may have made, or may still make.
 _DECIDING_STATUSES = frozenset({404, 409, 412, 501})  # Callers look at what is there, whatever earlier attempts did.
 _DECIDED_CODES = {"ConditionalRequestConflict": 409, "NoSuchUpload": 404, "PreconditionFailed": 412}  # It did nothing.
@@ -165,7 +165,7 @@ class RestClient:
             is_open = refused.is_open and status not in _DECIDING_STATUSES
             if not is_open and status not in _DOUBTFUL_STATUSES:
                 raise
-            raise _in_doubt(refused.translated()) from None
+            raise in_doubt(refused.translated()) from None
 
     def try_send(self, request: Request) -> urllib3.BaseHTTPResponse:
         """Send a request, read the answer, and leave an error to the caller.
@@ -295,7 +295,7 @@ class RestClient:
                 back_off(attempt, request.stop)
         except S3Exception as error:
             if is_change and is_open:
-                raise _in_doubt(error) from error
+                raise in_doubt(error) from error
             raise
 
     def _logged(
@@ -395,10 +395,3 @@ def _passes(failure: Failure, answer: Answered) -> bool:
     if answer.status < 300:
         return failure.code in _PASSING_CODES
     return answer.status in RETRIED_STATUSES or failure.code in RETRIED_CODES
-
-
-def _in_doubt(error: S3Exception) -> S3Exception:
-    """The same error, which says that the change may have been made."""
-    doubtful = type(error)(f"{error}; {_DOUBT}")
-    doubtful.in_doubt = True
-    return doubtful
