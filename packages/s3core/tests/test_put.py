@@ -501,19 +501,33 @@ def test_an_answer_that_is_lost_in_the_only_attempt_is_an_error_that_says_so(
         stream.write(DATA)
 
 
-@pytest.mark.parametrize("refusal", [{"status": 503, "code": "SlowDown"}, {"status": 403, "code": "AccessDenied"}])
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        ({"status": 503, "code": "SlowDown"}, ThrottledError),
+        ({"status": 403, "code": "AccessDenied"}, AccessDeniedError),
+        ({"status": 409, "code": "OperationAborted"}, S3Exception),
+        ({"status": 404, "code": "NoSuchBucket"}, NoSuchBucketError),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("size", "operation"), [(1000, "PutObject"), (len(DATA), "CompleteMultipartUpload")], ids=["small", "large"]
 )
 def test_an_answer_that_is_lost_before_the_others_are_refusals_is_an_error_that_says_so(
-    counting_server: CountingServer, client: S3Client, size: int, operation: str, refusal: dict[str, Any]
+    counting_server: CountingServer,
+    client: S3Client,
+    size: int,
+    operation: str,
+    refusal: dict[str, Any],
+    kind: type[S3Exception],
 ) -> None:
     counting_server.fault(operation=operation, times=1, cut=0)
     counting_server.fault(operation=operation, **refusal)
     stream = client.put_object(counting_server.bucket, "key")
-    with pytest.raises(S3Exception, match="the store has done it all the same") as caught, stream:
+    with pytest.raises(kind, match="the store has done it all the same") as caught, stream:
         stream.write(DATA[:size])
-    assert isinstance(caught.value, ThrottledError if refusal["status"] == 503 else AccessDeniedError)
+    assert caught.value.in_doubt
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ._address import Address
 from ._credentials import Credentials
-from ._errors import Failure, error_for
+from ._errors import Failure, error_for, in_doubt
 from ._exceptions import S3Exception
 from ._settings import Settings
 from ._signature import sign
@@ -83,10 +83,9 @@ class Refused(Exception):
         return error_for(self.failure, self.request.operation, self.request.uri)
 
     def translated_change(self) -> S3Exception:
-        """The same of a request that makes an object visible; it tells whether an earlier attempt may have done so."""
+        """The same of a request that makes an object visible; it says where an earlier attempt may have done so."""
         error = self.translated()
-        error.in_doubt = self.is_open
-        return error
+        return in_doubt(error) if self.is_open else error
 
 
 def prepare(
