@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+
+import pytest
+
+from servers import CountingServer
 
 # What takes long to load, or starts something, of the standard library. The bar for `import s3core` is 150 ms, measured
 # by hand on an idle machine with bytecode in place; what keeps it there is to load none of these and nothing of others.
@@ -43,3 +48,25 @@ def test_a_process_with_a_client_that_was_used_ends_at_once(run_program: Callabl
         bucket,
         timeout=60,
     )
+
+
+def test_the_end_of_a_process_warns_of_no_connection_that_was_left_open(
+    start_program: Callable[..., subprocess.Popen[str]],
+    counting_server: CountingServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counting_server.put("large", bytes(20_000_000))
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    process = start_program(
+        """
+        client = make_client()
+        list(client.list_objects(bucket))
+        b"".join(client.get_object(bucket, "large"))
+        with client.put_object(bucket, "small") as stream:
+            stream.write(b"x")
+        b"".join(client.get_object(bucket, "small"))
+        """,
+        counting_server,
+        counting_server.bucket,
+    )
+    assert process.communicate(timeout=60) == ("", "")

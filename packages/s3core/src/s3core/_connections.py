@@ -21,7 +21,7 @@ _LONGEST_DOCUMENT = 64 * MiB
 
 
 class Connections:
-    """Opens connections, and keeps those that can be used again; what is idle is closed when this is dropped.
+    """Opens connections, and keeps those that can be used again; idle ones are closed when it is dropped, and at exit.
 
     Args:
         most: The most idle ones of an origin.
@@ -48,7 +48,7 @@ class Connections:
         # Since when each is idle; the ones that were used last are taken first. Nothing here waits for a lock.
         self._idle: dict[str, deque[tuple[float, WaitingConnection]]] = {}
         self._oddities = Oddities()
-        weakref.finalize(self, _close_all, self._idle).atexit = False
+        weakref.finalize(self, _close_all, self._idle)
 
     @property
     def is_understood(self) -> bool:
@@ -194,6 +194,7 @@ class OwnReply:
 
 
 def _close_all(idle: dict[str, deque[tuple[float, WaitingConnection]]]) -> None:
-    for connections in idle.values():
-        for _, connection in connections:
-            connection.close()
+    for connections in list(idle.values()):
+        with suppress(IndexError):
+            while True:  # At the interpreter's exit other threads may still take one, or put one back.
+                connections.pop()[1].close()
