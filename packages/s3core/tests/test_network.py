@@ -157,6 +157,19 @@ def test_a_proxy_makes_a_tunnel_to_a_store_with_tls(
     listener.close()
 
 
+def test_an_endpoint_of_http_for_a_port_that_speaks_https_is_told(
+    tls_server: S3Server, make_client: Callable[..., S3Client]
+) -> None:
+    client = make_client(replace(tls_server, endpoint=tls_server.endpoint.replace("https:", "http:")), ca_bundle=None)
+    for read in (
+        lambda: next(client.list_objects("my-bucket")),
+        lambda: client.get_object("my-bucket", "key").read_all(),
+        lambda: client.head_object("my-bucket", "key"),
+    ):
+        with pytest.raises(S3Exception, match=r"s3://my-bucket.*endpoint may say http:// where the port speaks https"):
+            read()
+
+
 class Proxy:
     """A proxy for plain HTTP that notes what it is asked for, and sends everything to one server."""
 

@@ -81,13 +81,16 @@ _BY_CODE: dict[str, tuple[type[S3Exception], str]] = {
 _BY_STATUS: dict[int, tuple[type[S3Exception], str]] = {
     400: (
         S3Exception,
-        "the store refused it; where it gives no reason, the session token may have expired, the region may be wrong, "
-        "or the object may need its customer key",
+        "the store refused it; where it gives no reason, the endpoint may say http:// where the port speaks https, the "
+        "session token may have expired, the region may be wrong, or the object may need its customer key",
     ),
     301: _BY_CODE["PermanentRedirect"],
     401: (CredentialsError, "the store does not accept the credentials"),
     403: _BY_CODE["AccessDenied"],
-    404: (NoSuchKeyError, "there is no such object, or no such bucket; check the key, letter by letter"),
+    404: (
+        NoSuchKeyError,
+        "there is no such object, or no such bucket; check the key, letter by letter, the bucket and the endpoint",
+    ),
     407: (S3Exception, "the proxy does not accept the user and password; check those in the proxy's URL"),
     408: _BY_CODE["RequestTimeout"],
     409: _BY_CODE["ConditionalRequestConflict"],
