@@ -127,6 +127,31 @@ def test_a_mapped_checkpoint_is_the_same_and_is_downloaded_once(
     assert counting_server.operations() == ["HeadObject"]
 
 
+def test_a_user_without_a_home_directory_is_told_to_name_one_for_mapped_checkpoints(
+    checkpoint: S3Checkpoint, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def know_nobody(uid: int) -> None:  # as in a container that runs under any number
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pytest.importorskip("pwd"), "getpwuid", know_nobody)
+    for name in ("HOME", "XDG_CACHE_HOME", "S3TORCH_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(some_state(), uri)
+    with pytest.raises(FileNotFoundError, match=r"no home directory.*cache_dir.*S3TORCH_CACHE_DIR"):
+        checkpoint.load(uri, mmap=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_directory_that_cannot_be_made_is_told_with_what_to_do(
+    checkpoint: S3Checkpoint, uri: str, tmp_path: Path
+) -> None:
+    checkpoint.save(some_state(), uri)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"S3TORCH_CACHE_DIR.*file/cache"):
+        checkpoint.load(uri, mmap=True, cache_dir=tmp_path / "file" / "cache")
+
+
 @pytest.mark.skipif(not hasattr(mmap, "MAP_SHARED"), reason="this system has no such option")
 def test_what_is_written_to_mapped_tensors_stays_out_of_the_copy(
     checkpoint: S3Checkpoint, uri: str, tmp_path: Path

@@ -16,14 +16,24 @@ except ImportError:  # Windows: several processes may download the same object; 
     fcntl = None  # type: ignore[assignment]
 
 _PARTIAL = ".partial"
+_REMEDY = "give cache_dir, or set S3TORCH_CACHE_DIR, to a folder that can be written"
 
 
 def default_cache_dir() -> Path:
-    """`$S3TORCH_CACHE_DIR`, or `s3torch/checkpoints` in the user's cache directory."""
+    """`$S3TORCH_CACHE_DIR`, or `s3torch/checkpoints` in the user's cache directory.
+
+    Raises:
+        FileNotFoundError: The user has no home directory, as many containers have it.
+    """
     given = os.environ.get("S3TORCH_CACHE_DIR")
     if given:
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        home = os.path.expanduser("~")
+        if home == "~":  # It would be a folder of that name.
+            raise FileNotFoundError(f"this user has no home directory, and HOME is not set: {_REMEDY}")
+        base = os.path.join(home, ".cache")
     return Path(base) / "s3torch" / "checkpoints"
 
 
@@ -47,7 +57,10 @@ def cached_copy(
     Raises:
         OSError: The directory cannot be written, or the disk is full; no partial copy is left.
     """
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: {_REMEDY}", str(cache_dir)) from error
     name = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
     path = cache_dir / f"{name}-{hashlib.sha256(version.encode()).hexdigest()[:16]}"
     with _lock(cache_dir / f"{name}.lock") as is_alone:
