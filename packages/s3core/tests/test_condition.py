@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 
-from s3core import ConfigError, ObjectExistsError, PreconditionFailedError, S3Client, S3Exception
-from servers import CountingServer, S3Server
+from s3core import (
+    ConfigError,
+    ObjectExistsError,
+    PreconditionFailedError,
+    S3Client,
+    S3ClientConfig,
+    S3ConnectionError,
+    S3Exception,
+)
+from servers import CountingServer, S3Server, free_ports
 
 MiB = 2**20
 PART = 5 * MiB
@@ -318,3 +326,18 @@ def test_an_error_tells_whether_the_write_may_have_been_made(
         stream.close()
     assert caught.value.in_doubt == is_in_doubt
     assert pickle.loads(pickle.dumps(caught.value)).in_doubt == is_in_doubt
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda client: client.put_object("bucket", "key").close(), lambda client: client.delete_object("bucket", "key")],
+    ids=["put", "delete"],
+)
+def test_a_store_that_cannot_be_reached_leaves_no_doubt_of_a_change(change: Callable[[S3Client], None]) -> None:
+    (port,) = free_ports(1)
+    config = S3ClientConfig(access_key_id="id", secret_access_key="secret", max_attempts=2)
+    client = S3Client("us-east-1", endpoint=f"http://127.0.0.1:{port}", s3client_config=config)
+    with pytest.raises(S3ConnectionError, match=r"s3://bucket/key .*Connection refused") as caught:
+        change(client)
+    assert not caught.value.in_doubt
+    assert "look before you do it again" not in str(caught.value)

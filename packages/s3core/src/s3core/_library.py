@@ -374,6 +374,10 @@ def _drop(connection: Any) -> bool:
     return _connect is not None and _connect(connection.fileno(), _NO_ADDRESS, len(_NO_ADDRESS)) == 0
 
 
+class NotConnected(ConnectionError):
+    """There was no connection, so that nothing was sent."""
+
+
 def _translated(call: Callable[[], T]) -> T:
     """Make an `OSError` of every way in which a connection fails."""
     import http.client
@@ -387,7 +391,8 @@ def _translated(call: Callable[[], T]) -> T:
         # urllib3 counts a refused connection among the timeouts.
         is_late = isinstance(error, http_errors.TimeoutError) and not isinstance(error, http_errors.NewConnectionError)
         is_late |= any(isinstance(reason, TimeoutError) for reason in error.args)  # while the body was sent
-        raise (TimeoutError if is_late else ConnectionError)(_words(error)) from error
+        is_unsent = isinstance(error, http_errors.NewConnectionError)
+        raise (TimeoutError if is_late else NotConnected if is_unsent else ConnectionError)(_words(error)) from error
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -32,7 +32,7 @@ from ._errors import (
     timeout_error,
 )
 from ._exceptions import S3ConnectionError, S3Exception, S3TimeoutError
-from ._library import Library
+from ._library import Library, NotConnected
 from ._pool import wait_for
 from ._request import Refused, Request, prepare
 from ._stop import Stop
@@ -276,9 +276,9 @@ class RestClient:
                     failure = _failure_of(request, answer, body)
                 except OSError as error:
                     reason = error.strerror or str(error) or type(error).__name__
-                    is_mendable = CERTIFICATE_REFUSED not in reason  # where nothing was sent
-                    is_open |= is_mendable
-                    if attempt >= attempts or not is_mendable:
+                    is_refused = CERTIFICATE_REFUSED in reason  # which no other attempt mends
+                    is_open |= not (is_refused or isinstance(error, NotConnected))
+                    if attempt >= attempts or is_refused:
                         make = timeout_error if isinstance(error, TimeoutError) else connection_error
                         raise make(request.operation, request.uri, reason, attempt) from error
                 else:
