@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, random_split
 
 from s3core import S3Exception
 from s3torch_datasets import S3ConcatDataset, S3MapDataset
@@ -120,3 +120,23 @@ def test_skipped_objects_leave_the_order_of_a_batch_with_other_datasets(
     assert mixed.__getitems__([1, 20]) == [numbers[0]]
     with pytest.raises(S3Exception, match="a/01"):
         mixed.__getitems__([1])
+
+
+@pytest.mark.parametrize("kind", [S3ConcatDataset, ConcatDataset])
+def test_a_part_that_is_a_concatenation_itself_is_read_like_the_others(
+    parts: list[S3MapDataset[bytes]], counting_server: CountingServer, connection: dict[str, Any], kind: Any
+) -> None:
+    make: Callable[..., S3MapDataset[bytes]] = S3MapDataset.from_prefix
+    skipping = make(f"s3://{counting_server.bucket}/a", transform=read, on_error="skip", **connection)
+    inner, numbers = kind([skipping, parts[1]]), TensorDataset(torch.arange(3))
+    outer: S3ConcatDataset[Any] = S3ConcatDataset([Subset(inner, range(40)), kind([numbers]), parts[1]])
+    assert len(outer) == 63
+    counting_server.delete("a/03")
+    counting_server.clear()
+    counting_server.shape(latency_seconds=0.1)
+    try:
+        assert outer.__getitems__([3, 44, 2, 42, 20]) == [b"b1", b"a2", numbers[2], b"b0"]
+    finally:
+        counting_server.shape()
+    assert counting_server.counters()["most_in_flight"] >= 3
+    assert outer.__getitems__([3, 44]) == [b"b1"]  # nothing is left of the inner one

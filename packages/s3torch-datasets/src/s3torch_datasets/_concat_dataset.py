@@ -20,7 +20,8 @@ class S3ConcatDataset(ConcatDataset[T_co]):
 
     torch's `ConcatDataset` asks for one sample after the other, since it has no `__getitems__`
     (https://github.com/pytorch/pytorch/blob/v2.4.0/torch/utils/data/dataset.py#L300). This one fetches the objects of a
-    batch at the same time, whichever `S3MapDataset` they are of, also through the `Subset`s that `random_split` makes.
+    batch at the same time, whichever `S3MapDataset` they are of, also through the `Subset`s that `random_split` makes,
+    and through other concatenations.
     Datasets of other kinds may be among them; each is asked for its part of the batch at once where it can be.
 
     Args:
@@ -41,35 +42,40 @@ class S3ConcatDataset(ConcatDataset[T_co]):
     def __getitems__(self, indices: Sequence[int]) -> list[T_co]:
         """Returns the samples of a batch in order; objects that `on_error` skips are left out."""
         objects: dict[int, tuple[S3MapDataset[Any], ObjectSource]] = {}
-        others: dict[int, dict[int, int]] = {}  # by dataset, by place in the batch: the row
-        for place, (number, row) in enumerate(map(self._locate, indices)):
-            dataset, row_there = _find_object(self.datasets[number], row)
+        others: dict[int, tuple[Any, dict[int, int]]] = {}  # each dataset by its id; by place in the batch: the row
+        for place, index in enumerate(indices):
+            dataset, row = _find_sample(*_find_part(self, index))
             if isinstance(dataset, S3MapDataset) and not makes_own_samples(dataset):
-                objects[place] = dataset, dataset.sources([row_there])[0]
+                objects[place] = dataset, dataset.sources([row])[0]
             else:
-                others.setdefault(number, {})[place] = row
+                others.setdefault(id(dataset), (dataset, {}))[1][place] = row
         samples = read_samples(objects)
-        for number, rows in others.items():
-            samples.update(zip(rows, _ask(self.datasets[number], list(rows.values())), strict=False))  # some may skip
+        for dataset, rows in others.values():
+            samples.update(zip(rows, _ask(dataset, list(rows.values())), strict=False))  # some may skip
         if objects and not samples:
             raise nothing_left(objects)
         return [samples[place] for place in sorted(samples)]
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Returns the number of the dataset, and the row in it."""
-        size = len(self)
-        row = index + size if index < 0 else index
-        if not 0 <= row < size:
-            raise IndexError(f"sample {index} of a dataset of {size}")
-        number = bisect.bisect_right(self.cumulative_sizes, row)
-        return number, row - (self.cumulative_sizes[number - 1] if number else 0)
+
+def _find_part(whole: ConcatDataset[Any], index: int) -> tuple[Any, int]:
+    """Returns the dataset that a row is of, and the row in it."""
+    size = len(whole)
+    row = index + size if index < 0 else index
+    if not 0 <= row < size:
+        raise IndexError(f"sample {index} of a dataset of {size}")
+    number = bisect.bisect_right(whole.cumulative_sizes, row)
+    return whole.datasets[number], row - (whole.cumulative_sizes[number - 1] if number else 0)
 
 
-def _find_object(dataset: Any, row: int) -> tuple[Any, int]:
-    """Returns the dataset that a row of a `Subset` is of, and the row there."""
-    while type(dataset) is Subset:  # a subclass may do something else with its samples
-        dataset, row = dataset.dataset, dataset.indices[row]
-    return dataset, row
+def _find_sample(dataset: Any, row: int) -> tuple[Any, int]:
+    """Returns the dataset that a row of splits and of concatenations is of, and the row there."""
+    while True:  # no subclass, which may do something else with its samples
+        if type(dataset) is Subset:
+            dataset, row = dataset.dataset, dataset.indices[row]
+        elif type(dataset) in (S3ConcatDataset, ConcatDataset):
+            dataset, row = _find_part(dataset, row)
+        else:
+            return dataset, row
 
 
 def _ask(dataset: Any, rows: list[int]) -> list[Any]:
