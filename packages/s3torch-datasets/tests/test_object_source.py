@@ -15,6 +15,7 @@ import pytest
 
 from s3core import ObjectChangedError, S3Exception
 from s3torch_datasets import S3IterableDataset, S3MapDataset, S3ReaderConstructor
+from s3torch_datasets._look_ahead import PROCESS_BUDGET
 from servers import CountingServer
 
 Fill = Callable[..., list[bytes]]
@@ -155,6 +156,26 @@ def test_an_iterator_goes_on_in_a_forked_child(fill: Fill, make_iterable: Callab
     assert next(iterator) == contents[0]  # with others on their way
     assert is_so_in_a_child(lambda: list(iterator) == contents[1:])
     assert list(iterator) == contents[1:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_an_iterator_that_a_forked_child_closes_leaves_room_for_the_next(
+    fill: Fill, make_iterable: Callable[..., Any]
+) -> None:
+    fill(200, 100)
+    iterator = iter(make_iterable(transform=methodcaller("read")))
+    next(iterator)  # as many on their way as there may be
+
+    def close() -> bool:
+        next(iterator), next(iterator)
+        is_taken = PROCESS_BUDGET.used_bytes > 0
+        iterator.close()
+        return is_taken and PROCESS_BUDGET.used_bytes == 0
+
+    assert is_so_in_a_child(close)
+    assert PROCESS_BUDGET.used_bytes > 0
+    iterator.close()
+    assert PROCESS_BUDGET.used_bytes == 0
 
 
 def test_the_cache_names_no_version_of_named_objects(

@@ -111,7 +111,6 @@ class LookAhead:
         self._current: ObjectSource | None = None
         self._usual_size: float | None = None  # Of the objects that were handed out and opened last.
         self._armed = False
-        self._forks = ForkCount.now
 
     def get(self, number: int) -> ObjectSource | None:
         """Returns the source of a number: the one that was returned last, or the next; None behind the last one."""
@@ -143,9 +142,8 @@ class LookAhead:
             self._current = None
         while self._coming:
             _, source, holder = self._coming[0]
-            if self._forks == ForkCount.now:
-                source.discard()
-                PROCESS_BUDGET.give_back(holder)
+            source.discard()
+            PROCESS_BUDGET.give_back(holder)
             self._coming.popleft()  # not before: after Ctrl-C all of it is done again, which does no harm
 
     def _arm(self) -> None:

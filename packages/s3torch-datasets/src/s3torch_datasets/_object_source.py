@@ -158,9 +158,9 @@ class ObjectSource:
             self._error = error
 
     def discard(self) -> None:
-        """Stops what `prefetch` started."""
+        """Stops what `prefetch` started in this process."""
         ready, self._ready = self._ready, None
-        if ready is not None:
+        if ready is not None and self._forks == ForkCount.now:
             ready.close()
 
     def begin_cache_file(self) -> CacheFile | None:
