@@ -88,6 +88,39 @@ def test_a_child_that_is_forked_while_a_thread_makes_a_sample_makes_its_own(
         thread.join()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="s3core names spawn where it cannot fork")
+@pytest.mark.parametrize("kind", [S3IterableDataset, S3TarDataset])
+def test_a_child_that_is_forked_while_a_thread_waits_for_bytes_loses_none(
+    counting_server: CountingServer, connection: dict[str, Any], kind: Any
+) -> None:
+    put_archives(counting_server, 3)
+
+    def name(sample: Any) -> Any:
+        return sample["__key__"] if isinstance(sample, dict) else (sample.key, sample.read())
+
+    dataset = kind.from_prefix(f"s3://{counting_server.bucket}/data/", transform=name, **connection)
+    expected = list(dataset)
+    iterator: Iterator[Any] = iter(dataset)
+    counting_server.clear()
+    counting_server.fault(key="data/000.tar", times=1, hold=True)
+    thread = threading.Thread(target=next, args=(iterator,))
+    thread.start()
+    try:
+        counting_server.wait_for_requests(1, key="data/000.tar")
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(30)  # ends a child that hangs
+                os._exit(0 if list(iterator) == expected else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        counting_server.release()
+        thread.join()
+    assert list(iterator) == expected[1:]
+
+
 @pytest.mark.parametrize("kind", [S3IterableDataset, S3TarDataset])
 def test_threads_that_share_an_iterator_get_samples_of_their_own(
     counting_server: CountingServer, connection: dict[str, Any], kind: Any

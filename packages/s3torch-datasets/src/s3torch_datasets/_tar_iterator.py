@@ -9,6 +9,7 @@ from typing import Any
 
 from s3torch_datasets._dataset import T_co
 from s3torch_datasets._errors import SKIP, ErrorHandler, replace_stop_iteration
+from s3torch_datasets._fork_count import ForkCount
 from s3torch_datasets._object_source import ObjectSource
 from s3torch_datasets._permutation import mix_number
 from s3torch_datasets._protocol import S3ReaderConstructorProtocol
@@ -109,6 +110,7 @@ class TarIterator(SharedIterator[T_co]):
         self._shard: TarShard | None = None
         self._samples: Iterator[TarSample] | None = None
         self._read: tuple[TarSample | Replacement, tuple[int, int, int]] | None = None
+        self._forks = ForkCount.now
         self._is_closed = False
 
     def _next(self) -> T_co:
@@ -190,6 +192,10 @@ class TarIterator(SharedIterator[T_co]):
 
     def _read_sample(self) -> tuple[TarSample | Replacement, tuple[int, int, int]] | None:
         """Reads the next sample of the shards in their order."""
+        if self._forks != ForkCount.now:
+            if self._shard is not None:
+                self._open_shard_again()  # a thread of the parent may be in its generator, and never leaves it here
+            self._forks = ForkCount.now
         while self._samples is not None or self._open_next_shard():
             assert self._samples is not None
             assert self._shard is not None
@@ -240,7 +246,7 @@ class TarIterator(SharedIterator[T_co]):
         self._progress.position += 1
 
     def _open_shard_again(self) -> None:
-        """Lets the shard go on behind its last sample: a generator that was interrupted is over."""
+        """Lets the shard go on behind its last sample, where its generator cannot: one that was interrupted is over."""
         assert self._shard is not None
         self._shard.close()
         self._coming.appendleft(self._shard)
