@@ -225,12 +225,30 @@ def test_all_iterators_of_a_process_share_the_budget(
     make_iterable: Make, fill: Fill, counting_server: CountingServer, config: S3ClientConfig
 ) -> None:
     fill(20, size=2**20)
-    small = replace(config, memory_limit=4 * 36 * 2**20)  # 4 MiB ahead, whoever reads
+    small = replace(config, memory_limit=4 * 36 * 2**20)  # 4 MiB ahead, then 2, and 1 for each of the others
     iterators = [iter(make_iterable(transform=read, s3client_config=small)) for _ in range(4)]
     for iterator in iterators:
         next(iterator)
-    assert counting_server.operations().count("GetObject") <= 4 + 4
+    assert counting_server.operations().count("GetObject") <= 4 + (4 + 2 + 1 + 1)
     assert [len(list(iterator)) for iterator in iterators] == [19] * 4
+
+
+def test_an_iterator_beside_another_reads_ahead_too(
+    make_iterable: Make, fill: Fill, counting_server: CountingServer, config: S3ClientConfig
+) -> None:
+    contents = fill(30, size=2**20)
+    small = replace(config, memory_limit=8 * 36 * 2**20)
+    first = iter(make_iterable(transform=read, s3client_config=small))
+    next(first)  # with 8 objects on their way, which nobody takes
+    counting_server.wait_for_requests(9, operation="GetObject")
+    counting_server.clear()
+    counting_server.shape(latency_seconds=0.05)
+    try:
+        assert list(make_iterable(transform=read, s3client_config=small)) == contents
+    finally:
+        counting_server.shape()
+    assert counting_server.counters()["most_in_flight"] >= 4
+    assert list(first) == contents[1:]
 
 
 @pytest.mark.parametrize(("memory_mib", "least", "most"), [(1024, 100, 128), (36, 2, 6)])
@@ -254,15 +272,15 @@ def test_objects_of_unknown_size_are_taken_to_be_like_those_before(
 def test_an_iterator_that_is_dropped_stops_what_is_on_its_way(
     make_iterable: Make, fill: Fill, counting_server: CountingServer
 ) -> None:
-    from s3torch_datasets._look_ahead import PROCESS_BUDGET
+    from s3torch_datasets._look_ahead import count_look_aheads
 
     fill(300, size=1000)
     iterator = iter(make_iterable(transform=read))
     next(iterator)
-    assert PROCESS_BUDGET.used_bytes > 0
+    assert count_look_aheads() > 0
     del iterator
     gc.collect()
-    assert PROCESS_BUDGET.used_bytes == 0
+    assert count_look_aheads() == 0
     assert counting_server.operations().count("GetObject") <= 134
 
 

@@ -3,51 +3,23 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Iterator
 from typing import Any, cast
+
+import pytest
 
 from interruptions import each_interruption, interrupted
 from s3torch_datasets import _look_ahead
-from s3torch_datasets._look_ahead import PROCESS_BUDGET, ByteBudget, LookAhead
+from s3torch_datasets._look_ahead import LookAhead
 from s3torch_datasets._object_source import ObjectSource
-
-
-def test_bytes_that_were_given_back_can_be_taken_again() -> None:
-    budget = ByteBudget()
-    assert budget.try_take("a", 6, 10)
-    assert not budget.try_take("b", 5, 10)
-    budget.give_back("a")
-    budget.give_back("a")
-    assert budget.used_bytes == 0
-    assert budget.try_take("c", 10, 10)
-    assert budget.used_bytes == 10
-
-
-def test_one_object_of_any_size_may_come_ahead() -> None:
-    budget = ByteBudget()
-    assert budget.try_take("a", 11, 10)
-    assert not budget.try_take("b", 1, 10)
-
-
-def test_a_destructor_gives_bytes_back_while_its_thread_takes_some() -> None:
-    budget = ByteBudget()
-    assert budget.try_take("a", 3, 10)
-    assert budget.try_take("b", 3, 10)
-
-    class Collected(int):
-        def __radd__(self, used: int) -> int:  # where the garbage collector may run
-            budget.give_back("a")
-            return used + int(self)
-
-    assert budget.try_take("c", Collected(4), 10)
-    assert budget.used_bytes == 7
 
 
 class Source:
     """A source of which nothing is fetched."""
 
-    known_size_bytes = 1000
-
-    def __init__(self) -> None:
+    def __init__(self, number: int, size: int) -> None:
+        self.number = number
+        self.known_size_bytes = size
         self.was_opened = False
         self.on_whole_read: Any = None
 
@@ -58,30 +30,97 @@ class Source:
         pass
 
 
-def test_no_bytes_of_the_bound_are_lost_whatever_is_interrupted() -> None:
+def look_ahead(*, size: int = 1000, count: int = 100, objects: int = 50) -> LookAhead:
+    """A look-ahead over objects of one size, with a bound of 10,000 bytes."""
+    return LookAhead(
+        lambda number: cast(ObjectSource, Source(number, size)) if number < count else None,
+        max_objects=objects,
+        memory_limit_bytes=10_000 * 36,
+        part_size_bytes=2**23,
+    )
+
+
+Make = Callable[..., LookAhead]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes look-aheads while no others are ahead."""
+    made: list[LookAhead] = []
+
+    def make(**arguments: int) -> LookAhead:
+        made.append(look_ahead(**arguments))
+        return made[-1]
+
     gc.collect()  # what other tests left
-    before, at = PROCESS_BUDGET.used_bytes, 0
+    yield make
+    for ahead in made:
+        ahead.close()
+
+
+def read(ahead: LookAhead, number: int) -> Any:
+    """Reads the source of a number as a whole."""
+    source: Any = ahead.get(number)
+    source.was_opened = True
+    if source.on_whole_read is not None:
+        source.on_whole_read()
+    return source
+
+
+def test_as_much_comes_as_the_bound_allows(make: Make) -> None:
+    ahead = make()
+    for number in range(3):
+        read(ahead, number)
+        assert ahead.coming_bytes == 10_000
+    ahead.close()
+    assert ahead.coming_bytes == 0
+
+
+@pytest.mark.parametrize("size", [10_001, 9_999])
+def test_one_object_of_any_size_may_come_ahead(make: Make, size: int) -> None:
+    ahead = make(size=size)
+    read(ahead, 0)
+    assert ahead.coming_bytes == size
+
+
+def test_two_at_the_same_time_have_half_of_the_bound_each(make: Make) -> None:
+    first, second = make(), make()
+    for number in range(6):
+        read(first, number)
+        read(second, number)
+    assert first.coming_bytes == second.coming_bytes == 5000
+    second.close()
+    read(first, 6)
+    assert first.coming_bytes == 10_000
+
+
+def test_one_that_is_not_used_any_more_leaves_the_others_their_part(make: Make) -> None:
+    unused, others = make(), [make(), make()]
+    read(unused, 0)
+    for number in range(6):
+        for other in others:
+            read(other, number)
+    assert [unused.coming_bytes, *(other.coming_bytes for other in others)] == [10_000, 3000, 3000]
+    unused.close()
+    read(others[0], 6)
+    assert others[0].coming_bytes == 5000
+
+
+def test_none_is_lost_and_none_comes_twice_whatever_is_interrupted() -> None:
+    at = 0
     for at, interruption in enumerate(each_interruption(_look_ahead), 1):
-        ahead = LookAhead(
-            lambda number: cast(ObjectSource, Source()) if number < 6 else None,
-            max_objects=4,
-            memory_limit_bytes=2**30,
-            part_size_bytes=2**23,
-        )
-        number = 0
+        ahead = look_ahead(count=6, objects=4)
+        numbers: list[int] = []
         with interrupted(interruption):
-            while number < 4:
+            while len(numbers) < 6:
                 try:
-                    source: Any = ahead.get(number)
-                    source.was_opened = True
-                    if source.on_whole_read is not None:
-                        source.on_whole_read()
-                    number += 1
+                    numbers.append(read(ahead, len(numbers)).number)
                 except KeyboardInterrupt:
                     pass
             try:
                 ahead.close()
             except KeyboardInterrupt:
                 ahead.close()
-        assert PROCESS_BUDGET.used_bytes == before, at
+        assert numbers == list(range(6)), at
+        assert not ahead.is_ahead, at
     assert at > 50

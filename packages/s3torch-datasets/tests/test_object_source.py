@@ -15,7 +15,7 @@ import pytest
 
 from s3core import ObjectChangedError, S3Exception
 from s3torch_datasets import S3IterableDataset, S3MapDataset, S3ReaderConstructor
-from s3torch_datasets._look_ahead import PROCESS_BUDGET
+from s3torch_datasets._look_ahead import count_look_aheads
 from servers import CountingServer
 
 Fill = Callable[..., list[bytes]]
@@ -159,23 +159,24 @@ def test_an_iterator_goes_on_in_a_forked_child(fill: Fill, make_iterable: Callab
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
-def test_an_iterator_that_a_forked_child_closes_leaves_room_for_the_next(
+def test_what_was_inherited_takes_no_room_from_what_reads_ahead_in_a_forked_child(
     fill: Fill, make_iterable: Callable[..., Any]
 ) -> None:
     fill(200, 100)
     iterator = iter(make_iterable(transform=methodcaller("read")))
     next(iterator)  # as many on their way as there may be
 
-    def close() -> bool:
+    def go_on() -> bool:
+        counts = [count_look_aheads()]
         next(iterator), next(iterator)
-        is_taken = PROCESS_BUDGET.used_bytes > 0
+        counts.append(count_look_aheads())
         iterator.close()
-        return is_taken and PROCESS_BUDGET.used_bytes == 0
+        return [*counts, count_look_aheads()] == [0, 1, 0]
 
-    assert is_so_in_a_child(close)
-    assert PROCESS_BUDGET.used_bytes > 0
+    assert is_so_in_a_child(go_on)
+    assert count_look_aheads() == 1
     iterator.close()
-    assert PROCESS_BUDGET.used_bytes == 0
+    assert count_look_aheads() == 0
 
 
 def test_the_cache_names_no_version_of_named_objects(

@@ -2,66 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from operator import itemgetter
 
 from s3torch_datasets._fork_count import ForkCount
 from s3torch_datasets._object_source import ObjectSource
-
-
-class ByteBudget:
-    """Bytes that all look-aheads of a process may have on their way or waiting; asking never waits.
-
-    They are taken in the name of a holder, which the caller has before it asks: Ctrl-C may come between any two steps,
-    and who gives back in any case, even twice, gives back exactly what was taken.
-    """
-
-    def __init__(self) -> None:
-        self._forks = ForkCount.now
-        self._held: dict[object, int] = {}
-        self._lock = threading.RLock()  # reentrant for a signal's handler
-        self._returned: deque[object] = deque()
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes taken now, in this process."""
-        if self._forks != ForkCount.now:
-            return 0
-        with self._lock:
-            return self._settle()
-
-    def try_take(self, holder: object, size_bytes: int, limit_bytes: int) -> bool:
-        """Takes bytes where the limit allows it, or nothing else is taken, and says whether it did."""
-        if self._forks != ForkCount.now:
-            self.__init__()  # type: ignore[misc]  # the lock and the sum are the parent's
-        with self._lock:
-            used = self._settle()
-            if used and used + size_bytes > limit_bytes:
-                return False
-            self._held[holder] = size_bytes
-            return True
-
-    def give_back(self, holder: object) -> None:
-        """Gives back what a holder took in this process, if that is anything.
-
-        Without the lock: destructors call this, which the garbage collector may run while this very thread holds it.
-        """
-        if self._forks == ForkCount.now:
-            self._returned.append(holder)
-
-    def _settle(self) -> int:
-        with suppress(IndexError):  # a handler may have settled all of it within a step.
-            while True:
-                holder = self._returned[0]
-                self._held.pop(holder, None)
-                if self._returned[0] is holder:
-                    self._returned.popleft()  # not before: Ctrl-C may come behind this call
-        return sum(self._held.values())
-
-
-PROCESS_BUDGET = ByteBudget()
 
 # Of the client's memory limit: 28 MiB by default, with which objects of 5 MB came at 680 MB/s, and at 1,280 with 64 MiB
 # (at 30 ms and 90 MB/s per connection).
@@ -85,8 +32,10 @@ class LookAhead:
     Args:
         get_source: Returns the object of a number; None behind the last one.
         max_objects: Most objects on their way or waiting, the current one included.
-        memory_limit_bytes: What the client may hold. A 36th of it bounds all look-aheads in this process; three times
-            as much where sizes are not known and are taken to be like those of the objects before.
+        memory_limit_bytes: What the client may hold. A 36th of it bounds what comes; three times as much where sizes
+            are not known and are taken to be like those of the objects before. It is divided by the number of
+            look-aheads in this process for which something comes: one that began alone goes down to its part as it is
+            used, and one that is not used any more keeps what it has, and leaves the others their parts.
         part_size_bytes: What is fetched ahead of one object at most, and so the most that it takes of the bound.
         is_ready: Whether the object of a number can be had without waiting; reading ahead does not wait for it.
     """
@@ -105,12 +54,24 @@ class LookAhead:
         self._max_bytes = memory_limit_bytes // _SHARE
         self._part_size = part_size_bytes
         self._is_ready = is_ready
-        # Numbers behind the current one's, without gaps; each with its source and the holder of its bytes.
-        self._coming: deque[tuple[int, ObjectSource, object]] = deque()
+        # Numbers behind the current one's, without gaps; each with its source and the bytes that it counts for.
+        self._coming: deque[tuple[int, ObjectSource, int]] = deque()
         self._number = -1
         self._current: ObjectSource | None = None
         self._usual_size: float | None = None  # Of the objects that were handed out and opened last.
         self._armed = False
+        self._forks = ForkCount.now
+        _look_aheads.add(weakref.ref(self, _look_aheads.discard))
+
+    @property
+    def coming_bytes(self) -> int:
+        """Bytes on their way or waiting, as far as they are known."""
+        return sum(map(itemgetter(2), self._coming))
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether anything is on its way or waiting, in this process."""
+        return bool(self._coming) and self._forks == ForkCount.now
 
     def get(self, number: int) -> ObjectSource | None:
         """Returns the source of a number: the one that was returned last, or the next; None behind the last one."""
@@ -128,7 +89,6 @@ class LookAhead:
             source.on_whole_read = self._arm
             self._number, self._current = number, source
         if self._coming and self._coming[0][0] == self._number:
-            PROCESS_BUDGET.give_back(self._coming[0][2])
             self._coming.popleft()
         if self._armed:
             self._fill()
@@ -141,9 +101,7 @@ class LookAhead:
             self._current.on_whole_read = None
             self._current = None
         while self._coming:
-            _, source, holder = self._coming[0]
-            source.discard()
-            PROCESS_BUDGET.give_back(holder)
+            self._coming[0][1].discard()
             self._coming.popleft()  # not before: after Ctrl-C all of it is done again, which does no harm
 
     def _arm(self) -> None:
@@ -158,6 +116,7 @@ class LookAhead:
             self._usual_size = usual + _WEIGHT_OF_THE_LAST * (size - usual)
 
     def _fill(self) -> None:
+        self._forks = ForkCount.now
         while len(self._coming) < self._max_coming:
             number = (self._coming[-1][0] if self._coming else self._number) + 1
             source = self._get_source(number) if self._is_ready(number) else None
@@ -169,9 +128,16 @@ class LookAhead:
                 size = max(usual, self._part_size // _LEAST_SHARE)
                 limit *= _UNKNOWN_SIZES_FACTOR
             size = min(size, self._part_size)
-            holder = object()
-            self._coming.append((number, source, holder))  # first of all, so that its bytes are given back in any case
-            if not PROCESS_BUDGET.try_take(holder, size, limit):
-                self._coming.pop()
+            if self._coming and self.coming_bytes + size > limit // count_look_aheads():
                 return
+            self._coming.append((number, source, size))
             source.prefetch()
+
+
+_look_aheads: set[weakref.ref[LookAhead]] = set()
+
+
+def count_look_aheads() -> int:
+    """Returns the number of look-aheads in this process for which something comes."""
+    found = [reference() for reference in list(_look_aheads)]  # in one step: other threads make some
+    return sum(one is not None and one.is_ahead for one in found)
