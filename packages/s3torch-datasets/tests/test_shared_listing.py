@@ -20,7 +20,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from s3core import S3Exception
-from s3torch_datasets import S3BucketKeyData
+from s3torch_datasets import S3BucketKeyData, _piece_file
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._piece_file import PieceReader, PieceWriter
 from s3torch_datasets._shared_listing import make_once
@@ -246,11 +246,25 @@ def test_what_a_killed_process_left_is_replaced_and_can_be_read_on(tmp_path: Pat
         one.close()
 
 
+def test_the_file_of_pieces_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_piece_file, "_MOST_BYTES", 1000)
+    path = tmp_path / "pieces"
+    writer, reader = PieceWriter(str(path)), PieceReader(str(path))
+    for number in range(1000):
+        writer.write(0, index_of(number))
+    assert path.stat().st_size < 2000
+    found = keys_of([piece for _, piece in reader.read() if piece is not None])
+    assert found == [str(number) for number in range(len(found))]
+    assert found
+    writer.close()
+    reader.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
 def test_without_room_for_pieces_nothing_else_fails(tmp_path: Path) -> None:
     code = """
 import resource, signal, sys
-from s3torch_datasets import S3BucketKeyData
+from s3torch_datasets import S3BucketKeyData, _piece_file
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._piece_file import PieceWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

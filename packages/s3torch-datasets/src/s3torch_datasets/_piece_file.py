@@ -13,10 +13,12 @@ from s3torch_datasets._index_file import index_in, write_open_index
 
 # Objects found since the last frame, and bytes of the piece that follows: none where only the number is told.
 _FRAME = struct.Struct("<qQ")
+# About three million objects, which those who wait may go over until the whole is there.
+_MOST_BYTES = 256 * 2**20
 
 
 class PieceWriter:
-    """Appends to a new file, which is there until `close`; without room for it, others have to wait for the whole.
+    """Appends to a new file, which is there until `close`; what has no room in it, others have to wait for.
 
     Args:
         path: Where the file is to be. What a killed process left there is replaced: those who read it go on reading it.
@@ -32,7 +34,7 @@ class PieceWriter:
 
     def write(self, listed: int, piece: ObjectIndex | None = None) -> None:
         """Appends the number of objects found since the last call, or a piece of the index."""
-        if self._file is None:
+        if self._file is None or self._file.tell() > _MOST_BYTES:
             return
         content = io.BytesIO()
         if piece is not None:
