@@ -5,7 +5,6 @@ It carries no more than it is given: no environment variable or config file chan
 
 from __future__ import annotations
 
-import ctypes
 import re
 import struct
 import sys
@@ -355,8 +354,13 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
 def _find_connect() -> Any:
     if sys.platform != "linux":
         return None
-    # Without giving Python's lock up: the descriptor must not become another connection's meanwhile.
-    function = ctypes.PyDLL(None).connect
+    try:
+        import ctypes
+
+        # Without giving Python's lock up: the descriptor must not become another connection's meanwhile.
+        function = ctypes.PyDLL(None).connect
+    except (ImportError, OSError, AttributeError):  # Python was built without, or cannot load libraries.
+        return None
     function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
     function.restype = ctypes.c_int
     return function
