@@ -34,6 +34,7 @@ Pieces = Sequence[bytes | bytearray | memoryview]
 # Python's time limit is for all that one call sends; in the default of 30 s so much goes at 35 kB/s.
 # https://docs.python.org/3/library/socket.html#socket.socket.sendall
 _SENT_AT_ONCE = MiB
+_NO_ADDRESS = bytes(16)  # of the family `AF_UNSPEC`
 
 
 class Library:
@@ -297,6 +298,8 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
     import socket
     import ssl
 
+    drop = _find_drop()
+
     class FinalResponse(http.client.HTTPResponse):
         def begin(self) -> None:
             super().begin()
@@ -340,7 +343,7 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
         def cut(self) -> None:
             # Beneath TLS, which has a `shutdown` of its own. It may have ended by itself just now.
             with suppress(OSError, TypeError, AttributeError):
-                if _drop(self.sock):
+                if drop(self.sock.fileno()):
                     return
                 # When it is closed now, what the system has not sent yet is dropped; see `socket(7)`.
                 linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -351,31 +354,24 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
     return Careful
 
 
-def _find_connect() -> Any:
+def _find_drop() -> Callable[[int], bool]:
+    """What ends a connection at once, with what the system has not sent yet, and says whether it could.
+
+    Closing it does not, where a child of fork has it too; see `connect(2)`.
+    """
     if sys.platform != "linux":
-        return None
+        return lambda descriptor: False
     try:
+        load("ctypes")
         import ctypes
 
         # Without giving Python's lock up: the descriptor must not become another connection's meanwhile.
-        function = ctypes.PyDLL(None).connect
+        connect = ctypes.PyDLL(None).connect
     except (ImportError, OSError, AttributeError):  # Python was built without, or cannot load libraries.
-        return None
-    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    function.restype = ctypes.c_int
-    return function
-
-
-_connect = _find_connect()
-_NO_ADDRESS = bytes(16)  # of the family `AF_UNSPEC`
-
-
-def _drop(connection: Any) -> bool:
-    """End a connection at once, with what the system has not sent yet; say whether it knows how to: see `connect(2)`.
-
-    Closing it does not, where a child of fork has it too.
-    """
-    return _connect is not None and _connect(connection.fileno(), _NO_ADDRESS, len(_NO_ADDRESS)) == 0
+        return lambda descriptor: False
+    connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    connect.restype = ctypes.c_int
+    return lambda descriptor: bool(connect(descriptor, _NO_ADDRESS, len(_NO_ADDRESS)) == 0)
 
 
 class NotConnected(ConnectionError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ._batch import run_all
-from ._errors import Failure, error_for, in_doubt
+from ._errors import Failure, error_for
 from ._exceptions import NoSuchKeyError, PreconditionFailedError
 from ._head import Target, changed_error, head_with_headers
 from ._headers import creation_headers, customer_key_headers
@@ -196,8 +196,8 @@ def copy_object(
             runtime.rest.change(request)
             return
     except Refused as refused:
-        error = changed_error(source) if refused.failure.status == 412 else refused.translated()
-        raise (in_doubt(error) if refused.is_open else error) from None
+        error = changed_error(source) if refused.failure.status == 412 else None
+        raise refused.translated_change(error) from None
     part_size = plan_part_size(part_size, info.size)
     # One request copies the metadata by itself; an upload of parts must be told.
     kept = {name: value for name, value in described.items() if _is_kept(name)}

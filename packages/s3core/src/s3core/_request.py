@@ -82,9 +82,13 @@ class Refused(Exception):
         """The error to raise to the user."""
         return error_for(self.failure, self.request.operation, self.request.uri)
 
-    def translated_change(self) -> S3Exception:
-        """The same of a request that makes an object visible; it says where an earlier attempt may have done so."""
-        error = self.translated()
+    def translated_change(self, error: S3Exception | None = None) -> S3Exception:
+        """The same of a request that makes an object visible; it says where an earlier attempt may have done so.
+
+        Args:
+            error: What to say instead of the store's own words; None for those.
+        """
+        error = error or self.translated()
         return in_doubt(error) if self.is_open else error
 
 
