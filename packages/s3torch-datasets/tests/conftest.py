@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import get_all_start_methods
 from typing import Any
 
 import pytest
 
+from listed_pages import PAGE
 from s3core import S3ClientConfig
 from s3torch_datasets import S3IterableDataset, S3MapDataset
 from servers import CountingServer
@@ -61,3 +62,13 @@ def make_iterable(counting_server: CountingServer, connection: dict[str, Any]) -
 def make_map(counting_server: CountingServer, connection: dict[str, Any]) -> Callable[..., S3MapDataset[Any]]:
     """Makes a map dataset over `data/`."""
     return partial(S3MapDataset.from_prefix, f"s3://{counting_server.bucket}/data/", **connection)
+
+
+@pytest.fixture
+def names(counting_server: CountingServer) -> Iterator[list[str]]:
+    """Keys of three pages, each of an object of its number."""
+    names = [f"data/{number:05}" for number in range(2 * PAGE + 500)]
+    for name in names:
+        counting_server.put(name, name.encode())
+    yield names
+    counting_server.release()

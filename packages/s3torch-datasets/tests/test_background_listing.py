@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
+from listed_pages import LIST, PAGE, hold_page, listings
 from s3core import ListObjectResult
 from s3torch_datasets import ObjectFilter, S3IterableDataset
 from s3torch_datasets._index import ObjectIndex
@@ -27,8 +28,6 @@ from s3torch_datasets._parallel_listing import list_prefix
 from servers import CountingServer
 
 Make = Callable[..., Any]
-LIST = "ListObjectsV2"
-PAGE = 1000
 
 key = attrgetter("key")
 read = methodcaller("read")
@@ -36,25 +35,6 @@ read = methodcaller("read")
 
 def take(iterator: Any, count: int) -> list[Any]:
     return [next(iterator) for _ in range(count)]
-
-
-def hold_page(server: CountingServer, number: int) -> None:
-    """Holds one page, counted from 1, until `release`."""
-    server.fault(operation=LIST, skip=number - 1, times=1, hold=True)
-
-
-def listings(server: CountingServer) -> int:
-    return server.operations().count(LIST)
-
-
-@pytest.fixture
-def names(counting_server: CountingServer) -> Iterator[list[str]]:
-    """Keys of three pages, each of an object of its number."""
-    names = [f"data/{number:05}" for number in range(2 * PAGE + 500)]
-    for name in names:
-        counting_server.put(name, name.encode())
-    yield names
-    counting_server.release()
 
 
 # What comes, and when

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
+from listed_pages import LIST, PAGE, hold_page, listings
 from s3core import S3Exception
 from s3torch_datasets import S3BucketKeyData, _piece_file
 from s3torch_datasets._index import ObjectIndex
@@ -27,31 +28,10 @@ from s3torch_datasets._shared_listing import make_once
 from servers import CountingServer
 
 Make = Callable[..., Any]
-LIST = "ListObjectsV2"
-PAGE = 1000
 
 key = attrgetter("key")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers list for themselves there")
-
-
-def hold_page(server: CountingServer, number: int) -> None:
-    """Holds one page, counted from 1, until `release`."""
-    server.fault(operation=LIST, skip=number - 1, times=1, hold=True)
-
-
-def listings(server: CountingServer) -> int:
-    return server.operations().count(LIST)
-
-
-@pytest.fixture
-def names(counting_server: CountingServer) -> Iterator[list[str]]:
-    """Keys of three pages."""
-    names = [f"data/{number:05}" for number in range(2 * PAGE + 500)]
-    for name in names:
-        counting_server.put(name, b"")
-    yield names
-    counting_server.release()
 
 
 # Datasets

@@ -26,6 +26,10 @@ MakeIndex = Callable[[OnListed, OnPiece], ObjectIndex]
 _WAIT_SECONDS = 0.2
 
 
+def ignore(news: object) -> None:
+    """Stands for who is told of what is listed, where nobody wants to know."""
+
+
 class ListingPlan(NamedTuple):
     """How to list in the background.
 
@@ -105,7 +109,7 @@ class BackgroundListing:
                 if error is not None:
                     raise error
                 if self._forks != ForkCount.now:  # the thread is the parent's
-                    self._index = self._plan.make(bar.update, lambda piece: None)
+                    self._index = self._plan.make(bar.update, ignore)
                     return
                 with suppress(Empty):
                     self._news.get(timeout=_WAIT_SECONDS)  # in slices, so that Ctrl-C is seen everywhere

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from s3core import S3Client, parse_s3_uri
-from s3torch_datasets._background_listing import ListingPlan, OnListed, OnPiece
+from s3torch_datasets._background_listing import ListingPlan, OnListed, OnPiece, ignore
 from s3torch_datasets._bucket_key_data import S3BucketKeyData
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._index import ObjectIndex
@@ -36,7 +36,7 @@ class PrefixObjects:
     def make_index(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool) -> ObjectIndex:
         """Lists the prefix."""
         with progress_bar(f"Listing {self.uri}", " objects", shown=progress) as bar:
-            return self._list(client, object_filter, bar.update, lambda piece: None)
+            return self._list(client, object_filter, bar.update, ignore)
 
     def plan_listing(self, client: S3Client, object_filter: ObjectFilter | None, *, progress: bool) -> ListingPlan:
         """Says how to list the prefix in the background."""

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from s3core import S3Client, S3Exception
-from s3torch_datasets._background_listing import OnListed, OnPiece
+from s3torch_datasets._background_listing import OnListed, OnPiece, ignore
 from s3torch_datasets._filters import ObjectFilter
 from s3torch_datasets._in_parallel import Report, call_in_parallel
 from s3torch_datasets._key_cuts import find_key_cuts
@@ -68,7 +68,7 @@ def list_prefix(
     prefix: str,
     object_filter: ObjectFilter,
     on_listed: OnListed,
-    on_piece: OnPiece = lambda piece: None,
+    on_piece: OnPiece = ignore,
 ) -> PageSelector:
     """Lists all objects of a prefix: a few pages one by one, and what lies behind in parallel.
 

@@ -19,7 +19,7 @@ from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any
 
-from s3torch_datasets._background_listing import BackgroundListing, ListingPlan, MakeIndex
+from s3torch_datasets._background_listing import BackgroundListing, ListingPlan, MakeIndex, ignore
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._index_file import map_index, write_index
 from s3torch_datasets._pid_namespace import find_pid_namespace
@@ -56,7 +56,7 @@ class SharedIndex:
         if index is None and self._listing is not None:
             index = self._listing.wait_for_index()
         elif index is None:
-            index = self._for_all(lambda on_listed, on_piece: make())(_ignore, _ignore)
+            index = self._for_all(lambda on_listed, on_piece: make())(ignore, ignore)
         self._index, self._listing = index, None
         return index
 
@@ -195,7 +195,3 @@ def _remove(name: str) -> None:
         for leftover in (path, f"{path}.lock", f"{path}.pieces"):
             with contextlib.suppress(OSError):
                 os.unlink(leftover)
-
-
-def _ignore(news: object) -> None:
-    pass

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
-from s3torch_datasets._background_listing import MakeIndex, OnListed, OnPiece
+from s3torch_datasets._background_listing import MakeIndex, OnListed, OnPiece, ignore
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._piece_file import PieceReader, PieceWriter
 
@@ -50,7 +50,7 @@ def make_once(
                     if made is not None:
                         return made
                     # After a process that failed, of whose pieces some were told, the rest comes with the whole.
-                    return keep(_make_for_all(pieces_path, make, on_listed, on_piece if may_tell else _ignore))
+                    return keep(_make_for_all(pieces_path, make, on_listed, on_piece if may_tell else ignore))
             may_tell = False
             on_listed(0)  # for its exception, when nobody wants the index any more
             for count, piece in reader.read():
@@ -72,10 +72,6 @@ def _make_for_all(path: str, make: MakeIndex, on_listed: OnListed, on_piece: OnP
             on_piece(piece)
 
         return make(tell_listed, tell_piece)
-
-
-def _ignore(piece: ObjectIndex) -> None:
-    pass
 
 
 @contextlib.contextmanager
