@@ -176,6 +176,29 @@ def test_the_environment_is_as_it_was_after_the_first_request(
     )
 
 
+def test_the_native_library_is_loaded_for_whole_objects_of_unknown_size_alone(
+    counting_server: CountingServer, run_program: Callable[..., str]
+) -> None:
+    counting_server.put("data", bytes(range(256)) * 40_000)
+    run_program(
+        """
+        from s3core._process import process
+        client, data = make_client(), bytes(range(256)) * 40_000
+        assert client.get_object(bucket, "data", start=3, end=1000).read_all() == data[3:1000]  # the very first request
+        assert bytes(next(client.get_object(bucket, "data"))) == data[:128 * 1024]
+        buffer = bytearray(1000)
+        assert client.get_object(bucket, "data").read_into(buffer) == 1000 and buffer == data[:1000]
+        found = client.head_object(bucket, "data")
+        assert client.get_object(bucket, "data", object_info=found, etag=found.etag).read_all() == data
+        assert process()._native is None
+        assert client.get_object(bucket, "data").read_all() == data
+        assert process()._native is not None
+        """,
+        counting_server,
+        counting_server.bucket,
+    )
+
+
 def test_what_is_not_passed_comes_from_the_environment(
     counting_server: CountingServer, run_program: Callable[..., str]
 ) -> None:

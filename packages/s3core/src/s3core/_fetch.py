@@ -99,16 +99,18 @@ def fetch(
     """
     wish = wish or Wish()
     wish.check()
-    is_direct = (
-        runtime.is_distrusted
-        or not is_path(target.key)
-        or attempts_made is not None
-        or (end - start > SMALL_RANGE and not is_guess)
+    # obstore costs the least where an exchange can't be had, and its loading costs more than a few requests.
+    is_native = (
+        slot is None
+        and attempts_made is None
+        and (is_guess if end - start > SMALL_RANGE else not runtime.has_exchanges(target.bucket))
+        and is_path(target.key)
+        and not runtime.is_distrusted
     )
     began = time.perf_counter()
     outcome = "failed"
     try:
-        answer = _open(runtime, target, start, end, etag, is_direct, attempts_made or 0, wish)
+        answer = _open(runtime, target, start, end, etag, is_native, attempts_made or 0, wish)
         try:
             if etag is not None and answer.info.etag is not None and answer.info.etag != etag:
                 raise changed_error(target)
@@ -124,7 +126,7 @@ def fetch(
         raise
     finally:
         # Requests of our own tell of themselves.
-        if logger.isEnabledFor(logging.DEBUG) and not is_direct:
+        if logger.isEnabledFor(logging.DEBUG) and is_native:
             took = 1000 * (time.perf_counter() - began)
             logger.debug("GET %s bytes=%d-%d: %s in %.1f ms", target.uri, start, end - 1, outcome, took)
 
@@ -169,13 +171,13 @@ def _open(
     start: int,
     end: int,
     etag: str | None,
-    is_direct: bool,
+    is_native: bool,
     attempts_made: int,
     wish: Wish,
 ) -> Answer:
     """Send the request and check that the answer is the range that was asked for."""
     try:
-        answer = None if is_direct else _open_native(runtime, target, start, end, etag)
+        answer = _open_native(runtime, target, start, end, etag) if is_native else None
         if answer is None:
             answer = open_direct(runtime, target, start, end, etag, attempts_made, wish.check)
     except Refused as refused:

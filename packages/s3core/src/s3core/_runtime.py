@@ -79,6 +79,14 @@ class Runtime:
         is_located = bucket in self._addresses or self.settings.region is not None
         return is_located and (self.config.unsigned or self.credentials.is_fresh)
 
+    def has_exchanges(self, bucket: str) -> bool:
+        """Whether exchanges can be had with a bucket; may ask for its region."""
+        return (
+            self.config.max_attempts > 1
+            and self.exchanges.is_understood
+            and self.network.proxy(self.address(bucket).origin) is None
+        )
+
     def correct_region(self, bucket: str, region: str, used: str) -> bool:
         """Take over the region that the store itself named for a bucket.
 

@@ -32,13 +32,7 @@ def is_small_range(runtime: Runtime, target: Target, size: int) -> bool:
         target: The object.
         size: The range's length in bytes.
     """
-    return (
-        size <= SMALL_RANGE
-        and runtime.config.max_attempts > 1
-        and runtime.exchanges.is_understood
-        and runtime.is_ready(target.bucket)
-        and runtime.network.proxy(runtime.address(target.bucket).origin) is None
-    )
+    return size <= SMALL_RANGE and runtime.is_ready(target.bucket) and runtime.has_exchanges(target.bucket)
 
 
 class SmallRange:
