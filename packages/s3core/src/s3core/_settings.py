@@ -42,8 +42,8 @@ class Settings:
         user_agent: Value of the User-Agent header.
         ca_bundle: Path of the certificates to trust; None for the system's.
         profile: Profile of the AWS config files.
-        surroundings: What the environment says about credentials, and the state of the AWS files, where these decide:
-            clients of before a change share nothing with those of after it, for which the new keys count.
+        surroundings: What the environment says about credentials and proxies, and the state of the AWS files, where
+            these decide: clients of before a change share nothing with those of after it, for which the new ones count.
     """
 
     region: str | None
@@ -99,7 +99,9 @@ def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientC
         with open(ca_bundle, "rb") as file:
             if b"-----BEGIN " not in file.read():
                 raise ConfigError(f"the CA bundle {ca_bundle!r} holds no certificate in PEM form")
-    surroundings = _surroundings() if _uses_credential_chain(config) else ()
+    surroundings = _credential_state() if _uses_credential_chain(config) else ()
+    if config.proxy is None:
+        surroundings += tuple(sorted(item for item in os.environ.items() if item[0].lower().endswith("_proxy")))
     return Settings(region, endpoint, config, user_agent, ca_bundle, profile, surroundings)
 
 
@@ -146,7 +148,7 @@ def _profile_files() -> list[str]:
     return [os.path.expanduser(path) for path in paths]
 
 
-def _surroundings() -> tuple[object, ...]:
+def _credential_state() -> tuple[object, ...]:
     states: list[tuple[int, int, int] | None] = []
     for path in _profile_files():
         try:
