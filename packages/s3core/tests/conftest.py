@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from s3core import S3Client, S3ClientConfig
+from s3core import S3Client, S3ClientConfig, _fetch
 from servers import S3Server
 from servers._script import Script
 
@@ -30,6 +30,19 @@ def make_client() -> Callable[..., S3Client]:
         return S3Client(server.region, endpoint=server.endpoint, s3client_config=config)
 
     return make
+
+
+@pytest.fixture
+def by_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have single requests go by obstore, as many at a time do, in the programs of a test as well."""
+    monkeypatch.setattr(_fetch, "_FEW", 0)
+
+
+@pytest.fixture(params=["few", "many"])
+def each_way(request: pytest.FixtureRequest) -> None:
+    """Run a test once with each way in which requests go when there are few of them, and when there are many."""
+    if request.param == "many":
+        request.getfixturevalue("by_obstore")
 
 
 @pytest.fixture
@@ -52,7 +65,9 @@ def start_program(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str
 
     def start(source: str, server: S3Server | None = None, bucket: str = "", **settings: Any) -> subprocess.Popen[str]:
         program = tmp_path / f"program{len(started)}.py"
-        program.write_text(_PREAMBLE.format(bucket=bucket, settings=settings) + textwrap.dedent(source))
+        program.write_text(
+            _PREAMBLE.format(bucket=bucket, settings=settings, few=_fetch._FEW) + textwrap.dedent(source)
+        )
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment["PYTHONPATH"] = os.pathsep.join([*SOURCES, os.environ.get("PYTHONPATH", "")])
         if server is not None:
@@ -92,7 +107,8 @@ import sys
 modules_at_start = set(sys.modules)
 import os, threading, time
 from s3core import *
-from s3core import S3Client, S3ClientConfig
+from s3core import S3Client, S3ClientConfig, _fetch
+_fetch._FEW = {few}
 bucket = {bucket!r}
 def make_client(**more):
     return S3Client(s3client_config=S3ClientConfig(**{{**{settings!r}, **more}}))

@@ -23,6 +23,8 @@ from s3core import (
 )
 from servers import CountingServer, S3Server
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 FOREIGN = ("Debug source", "Traceback", "botocore", "urllib3", "reqwest", "hyper", "object at 0x", "HTTPConnectionPool")
 
 USES: dict[str, Callable[[S3Client, str], Any]] = {

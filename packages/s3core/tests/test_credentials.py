@@ -20,6 +20,8 @@ from s3core._credentials import Credentials, CredentialSource
 from s3core._settings import Settings, resolve_settings
 from servers import CountingServer, Listener, wait_until
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 PAST, LATER = (datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (-1, 60))
 
 

@@ -176,7 +176,7 @@ def test_the_environment_is_as_it_was_after_the_first_request(
     )
 
 
-def test_the_native_library_is_loaded_for_whole_objects_of_unknown_size_alone(
+def test_the_native_library_is_loaded_for_many_whole_objects_of_unknown_size_alone(
     counting_server: CountingServer, run_program: Callable[..., str]
 ) -> None:
     counting_server.put("data", bytes(range(256)) * 40_000)
@@ -190,8 +190,12 @@ def test_the_native_library_is_loaded_for_whole_objects_of_unknown_size_alone(
         assert client.get_object(bucket, "data").read_into(buffer) == 1000 and buffer == data[:1000]
         found = client.head_object(bucket, "data")
         assert client.get_object(bucket, "data", object_info=found, etag=found.etag).read_all() == data
-        assert process()._native is None
         assert client.get_object(bucket, "data").read_all() == data
+        assert process()._native is None
+        streams = [client.get_object(bucket, "data") for _ in range(32)]
+        for stream in streams:
+            stream.prefetch()
+        assert all(stream.read_all() == data for stream in streams)
         assert process()._native is not None
         """,
         counting_server,

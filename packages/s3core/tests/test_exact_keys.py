@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from s3core import NoSuchKeyError, S3Client
 from servers import CountingServer, S3Server
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 ODD_KEYS = [
     "a//b",
     "dir/",

@@ -16,6 +16,7 @@ import pytest
 from servers import CountingServer, S3Server
 
 pytestmark = [
+    pytest.mark.usefixtures("by_obstore"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs a private copy of the native library"),
 ]
 

@@ -23,6 +23,8 @@ from s3core import (
 )
 from servers import CountingServer, S3Server
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 MiB = 2**20
 PART = 5 * MiB
 DATA = random.Random(1).randbytes(2 * PART + 12_345)

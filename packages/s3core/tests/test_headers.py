@@ -13,6 +13,8 @@ import pytest
 from s3core import S3Client
 from servers import CountingServer, RecordedRequest
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 MiB = 2**20
 KEY = bytes(range(32))
 SSE_C = {

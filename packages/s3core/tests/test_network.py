@@ -24,6 +24,8 @@ from s3core import AccessDeniedError, S3Client, S3ClientConfig, S3ConnectionErro
 from servers import CountingServer, Listener, S3Server, is_seaweedfs_installed, start_seaweedfs
 from servers._tls import write_certificate
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 
 def use_everything(client: S3Client, bucket: str) -> None:
     with client.put_object(bucket, "key") as stream:
@@ -236,6 +238,17 @@ def test_a_proxy_of_the_environment_carries_every_request(
     counting_server: CountingServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY" if os.name == "nt" else "http_proxy", proxy.url)
+    use_everything(client_of_a_far_host(counting_server), counting_server.bucket)
+    assert len(proxy.asked) == 3
+
+
+def test_a_proxy_that_is_named_later_counts_for_new_clients(
+    counting_server: CountingServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = client_of_a_far_host(counting_server)
+    with pytest.raises(S3Exception, match="cannot be reached"):
+        before.get_object(counting_server.bucket, "key").read_all()
+    monkeypatch.setenv("http_proxy", proxy.url)
     use_everything(client_of_a_far_host(counting_server), counting_server.bucket)
     assert len(proxy.asked) == 3
 

@@ -12,6 +12,8 @@ from s3core import NoSuchBucketError, S3Client, S3ClientConfig, S3ConnectionErro
 from servers import CountingServer
 from servers._script import Script
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 USES: dict[str, Callable[[S3Client, str], Any]] = {
     "GET": lambda client, bucket: client.get_object(bucket, "key").read_all(),
     "GET of an odd key": lambda client, bucket: client.get_object(bucket, "odd//key").read_all(),

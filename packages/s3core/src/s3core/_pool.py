@@ -56,6 +56,11 @@ class Pool:
         self._count = 0
         weakref.finalize(self, self._queue.put, None).atexit = False
 
+    @property
+    def busy(self) -> int:
+        """How many threads have something to run."""
+        return self._count - self._idle.qsize()
+
     def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Outcome[T]:
         """Run a call on one of the threads.
 
