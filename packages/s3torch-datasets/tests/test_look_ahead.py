@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -41,6 +43,15 @@ def look_ahead(*, size: int = 1000, count: int = 100, objects: int = 50) -> Look
 
 
 Make = Callable[..., LookAhead]
+
+
+@pytest.fixture
+def threads_take_turns() -> Iterator[None]:
+    """Lets threads take turns far more often than they do."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture
@@ -124,3 +135,29 @@ def test_none_is_lost_and_none_comes_twice_whatever_is_interrupted() -> None:
         assert numbers == list(range(6)), at
         assert not ahead.is_ahead, at
     assert at > 50
+
+
+@pytest.mark.usefixtures("threads_take_turns")
+def test_threads_that_read_what_they_were_handed_out_lose_none(make: Make) -> None:
+    for _ in range(20):
+        ahead, turn = make(count=60, size=100), threading.Lock()
+        numbers: list[int] = []
+
+        def work(ahead: LookAhead = ahead, turn: threading.Lock = turn, numbers: list[int] = numbers) -> None:
+            while len(numbers) < 100:  # of 60
+                with turn:
+                    source: Any = ahead.get(len(numbers))
+                    if source is None:
+                        return
+                    numbers.append(source.number)
+                source.was_opened = True
+                begin = source.on_whole_read
+                if begin is not None:
+                    begin()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert numbers == list(range(60))

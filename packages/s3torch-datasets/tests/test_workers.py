@@ -137,6 +137,29 @@ def test_threads_that_share_an_iterator_get_samples_of_their_own(
     assert sorted(sample.removeprefix("data/").removesuffix(".tar") for part in parts for sample in part) == names
 
 
+def test_threads_that_share_an_iterator_may_read_what_they_got(make_iterable: Make, fill: Fill) -> None:
+    contents = fill(200, 5)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            iterator: Iterator[Any] = iter(make_iterable())
+            samples: list[bytes] = []
+
+            def read_all(iterator: Iterator[Any] = iterator, samples: list[bytes] = samples) -> None:
+                while len(samples) < 200 and (reader := next(iterator, None)) is not None:
+                    samples.append(reader.read())
+
+            threads = [threading.Thread(target=read_all) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sorted(samples) == sorted(contents)
+    finally:
+        sys.setswitchinterval(before)
+
+
 def index_files() -> list[Path]:
     folder = Path(tempfile.gettempdir()) / f"s3torch-datasets-{os.getuid()}"
     return sorted(path for path in folder.glob("*") if f"-{os.getpid()}-" in path.name)

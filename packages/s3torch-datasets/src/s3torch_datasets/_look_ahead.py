@@ -8,6 +8,7 @@ from collections.abc import Callable
 from operator import itemgetter
 
 from s3torch_datasets._fork_count import ForkCount
+from s3torch_datasets._fork_safe_lock import ForkSafeLock
 from s3torch_datasets._object_source import ObjectSource
 
 # Of the client's memory limit: 28 MiB by default, with which objects of 5 MB came at 680 MB/s, and at 1,280 with 64 MiB
@@ -61,6 +62,7 @@ class LookAhead:
         self._usual_size: float | None = None  # Of the objects that were handed out and opened last.
         self._armed = False
         self._forks = ForkCount.now
+        self._lock = ForkSafeLock()  # A reader may be read, and begin to read ahead, in another thread.
         _look_aheads.add(weakref.ref(self, _look_aheads.discard))
 
     @property
@@ -75,24 +77,25 @@ class LookAhead:
 
     def get(self, number: int) -> ObjectSource | None:
         """Returns the source of a number: the one that was returned last, or the next; None behind the last one."""
-        if self._current is None or self._number != number:
-            last = self._current
-            if last is not None:
-                last.on_whole_read = None
-                if last.was_opened:
-                    self._learn_from(last)
-                else:
-                    self._armed = False
-            source = self._coming[0][1] if self._coming else self._get_source(number)
-            if source is None:
-                return None
-            source.on_whole_read = self._arm
-            self._number, self._current = number, source
-        if self._coming and self._coming[0][0] == self._number:
-            self._coming.popleft()
-        if self._armed:
-            self._fill()
-        return self._current
+        with self._lock.of_process():
+            if self._current is None or self._number != number:
+                last = self._current
+                if last is not None:
+                    last.on_whole_read = None
+                    if last.was_opened:
+                        self._learn_from(last)
+                    else:
+                        self._armed = False
+                source = self._coming[0][1] if self._coming else self._get_source(number)
+                if source is None:
+                    return None
+                source.on_whole_read = self._arm
+                self._number, self._current = number, source
+            if self._coming and self._coming[0][0] == self._number:
+                self._coming.popleft()
+            if self._armed:
+                self._fill()
+            return self._current
 
     def close(self) -> None:
         """Stops what is on its way."""
@@ -107,7 +110,8 @@ class LookAhead:
     def _arm(self) -> None:
         if not self._armed:
             self._armed = True
-            self._fill()
+            with self._lock.of_process():
+                self._fill()
 
     def _learn_from(self, source: ObjectSource) -> None:
         size = source.known_size_bytes
@@ -117,7 +121,7 @@ class LookAhead:
 
     def _fill(self) -> None:
         self._forks = ForkCount.now
-        while len(self._coming) < self._max_coming:
+        while self._current is not None and len(self._coming) < self._max_coming:
             number = (self._coming[-1][0] if self._coming else self._number) + 1
             source = self._get_source(number) if self._is_ready(number) else None
             if source is None:

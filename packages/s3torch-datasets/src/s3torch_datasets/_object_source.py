@@ -109,7 +109,8 @@ class ObjectSource:
     @property
     def known_size_bytes(self) -> int | None:
         """Size of the object, where nothing has to be waited for."""
-        if not self._is_sure and self._last is not None and self._last.is_described:
+        last = self._last
+        if not self._is_sure and last is not None and last.is_described:
             self._learn()
         return None if self._info is None else self._info.size
 
@@ -135,12 +136,13 @@ class ObjectSource:
             error, self._error = self._error, None
             raise error
         stream, self._ready = self._ready, None
+        on_whole_read = self.on_whole_read  # which another thread may take away
         if stream is None or self._forks != ForkCount.now:
             stream = self._open(None, None)
-            if self.on_whole_read is not None:
+            if on_whole_read is not None:
                 stream.prefetch()  # before those that come after it
-        if self.on_whole_read is not None:
-            self.on_whole_read()
+        if on_whole_read is not None:
+            on_whole_read()
         return stream
 
     def prefetch(self) -> None:
@@ -203,9 +205,10 @@ class ObjectSource:
 
     def _learn(self) -> None:
         """Takes what the first stream was told, which may have to be waited for."""
-        if self._last is not None:
+        last = self._last
+        if last is not None:
             try:
-                self._info, self._is_sure = self._last.confirm(), True
+                self._info, self._is_sure = last.confirm(), True
             except (S3Exception, ValueError):
                 pass  # it failed, was closed too early, or is the parent's: no byte was read, any version will do
         self._last = None
