@@ -146,6 +146,23 @@ def test_a_state_before_the_first_sample_starts_at_the_first(make_iterable: Make
     assert len(list(other)) == 3
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_state_of_an_empty_share_starts_at_the_first_of_one_that_is_not(
+    make_iterable: Make, fill: Fill, is_shared: bool
+) -> None:
+    if is_shared:
+        fill(3)
+        dataset = make_iterable(transform=key, enable_sharding=True, rank=3, world_size=4)
+    else:
+        dataset = make_iterable(transform=key)
+    state = dataset.state_dict()
+    assert state["size"] == 0
+    fill(3)
+    other = make_iterable(transform=key)
+    other.load_state_dict(state)
+    assert len(list(other)) == 3
+
+
 def test_a_state_after_the_last_sample_ends_the_epoch_and_then_starts_the_next(make_iterable: Make, fill: Fill) -> None:
     fill(3)
     dataset, other = make_iterable(transform=key), make_iterable(transform=key)

@@ -102,7 +102,8 @@ def _is_at_start(state: State) -> bool:
 
 
 def _is_at_end(state: State) -> bool:
-    return state["finished"] or (state["position"] == state["size"] and not state["detail"])
+    # An empty share that was not iterated over is at its start: where it is not empty any more, there is what to read.
+    return state["finished"] or (0 < state["position"] == state["size"] and not state["detail"])
 
 
 def _check_middle(state: State, progress: Progress, order: State) -> None:
