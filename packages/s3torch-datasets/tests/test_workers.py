@@ -160,6 +160,28 @@ def test_threads_that_share_an_iterator_may_read_what_they_got(make_iterable: Ma
         sys.setswitchinterval(before)
 
 
+@pytest.mark.parametrize("make_one", ["make_map", "make_iterable"])
+def test_threads_that_need_the_objects_first_list_them_once(
+    request: pytest.FixtureRequest, make_one: str, fill: Fill, counting_server: CountingServer
+) -> None:
+    fill(8)
+    dataset = request.getfixturevalue(make_one)()
+    lengths: list[int] = []
+    counting_server.fault(operation="ListObjectsV2", times=1, hold=True)
+    threads = [threading.Thread(target=lambda: lengths.append(len(dataset.index))) for _ in range(4)]
+    threads[0].start()
+    counting_server.wait_for_requests(1, operation="ListObjectsV2")
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join(0.2)  # they list now, or wait
+    counting_server.release()
+    for thread in threads:
+        thread.join()
+    assert lengths == [8] * 4
+    assert counting_server.operations().count("ListObjectsV2") == 1
+
+
 def index_files() -> list[Path]:
     folder = Path(tempfile.gettempdir()) / f"s3torch-datasets-{os.getuid()}"
     return sorted(path for path in folder.glob("*") if f"-{os.getpid()}-" in path.name)

@@ -20,6 +20,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 from s3torch_datasets._background_listing import BackgroundListing, ListingPlan, MakeIndex, ignore
+from s3torch_datasets._fork_safe_lock import ForkSafeLock
 from s3torch_datasets._index import ObjectIndex
 from s3torch_datasets._index_file import map_index, write_index
 from s3torch_datasets._pid_namespace import find_pid_namespace
@@ -42,6 +43,7 @@ class SharedIndex:
     def __init__(self, index: ObjectIndex | None = None) -> None:
         self._index = index
         self._listing: BackgroundListing | None = None
+        self._lock = ForkSafeLock()
         self._name = f"{find_pid_namespace()}-{os.getpid()}-{uuid.uuid4().hex}.index"
         self._owner_pid = os.getpid()
         Finalize(self, _remove, args=(self._name,), exitpriority=0)
@@ -52,12 +54,15 @@ class SharedIndex:
         Args:
             make: Makes the index, with requests.
         """
-        index = self._find()
-        if index is None and self._listing is not None:
-            index = self._listing.wait_for_index()
-        elif index is None:
-            index = self._for_all(lambda on_listed, on_piece: make())(ignore, ignore)
-        self._index, self._listing = index, None
+        if self._index is not None:  # always so but for the first time
+            return self._index
+        with self._lock.of_process():
+            index, listing = self._find(), self._listing
+            if index is None and listing is None:
+                index = self._index = self._for_all(lambda on_listed, on_piece: make())(ignore, ignore)
+        if index is None:
+            assert listing is not None
+            index = listing.wait_for_index()
         return index
 
     def follow(self, plan: Callable[[], ListingPlan]) -> BackgroundListing | None:
@@ -66,12 +71,13 @@ class SharedIndex:
         Args:
             plan: Says how to list.
         """
-        if self._find() is not None:
-            return None
-        if self._listing is None:
-            planned = plan()
-            self._listing = BackgroundListing(planned._replace(make=self._for_all(planned.make)))
-        return self._listing
+        with self._lock.of_process():
+            if self._find() is not None:
+                return None
+            if self._listing is None:
+                planned = plan()
+                self._listing = BackgroundListing(planned._replace(make=self._for_all(planned.make)))
+            return self._listing
 
     def _find(self) -> ObjectIndex | None:
         """Returns the index where there is one: here, of a listing that has ended, or in the file."""
@@ -116,6 +122,7 @@ class SharedIndex:
         else:
             self._index = None
             self._listing = None
+            self._lock = ForkSafeLock()
             self._name = state["name"]
             self._owner_pid = state["owner_pid"]
 
