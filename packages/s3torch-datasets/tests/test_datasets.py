@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, Subset, random_split
@@ -24,6 +26,7 @@ from s3torch_datasets import (
     S3MapDataset,
     S3Reader,
     S3ReaderConstructor,
+    S3TarDataset,
 )
 from servers import CountingServer
 
@@ -121,6 +124,27 @@ def test_an_unknown_option_is_refused_by_name(make: Make) -> None:
 def test_a_bad_option_is_refused_at_once(make: Make, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("seed", None), ("seed", 1.5), ("seed", "3"), ("rank", "0"), ("shuffle_buffer", 1e3)]
+)
+def test_a_number_that_is_none_is_refused_at_once(
+    connection: dict[str, Any], counting_server: CountingServer, option: str, value: Any
+) -> None:
+    with pytest.raises(TypeError, match=f"{option} must be an int, got {value!r}"):
+        S3TarDataset.from_prefix(f"s3://{counting_server.bucket}/", **{option: value}, **connection)
+
+
+def test_numbers_of_numpy_are_numbers(make_iterable: Make, fill: Fill) -> None:
+    fill(6)
+    numbers = {"seed": 3, "rank": 1, "world_size": 2}
+    ours, numpys = (
+        make_iterable(transform=read, shuffle=True, enable_sharding=True, **options)
+        for options in (numbers, {name: np.int64(number) for name, number in numbers.items()})
+    )
+    assert list(numpys) == list(ours)
+    assert json.dumps(numpys.state_dict()) == json.dumps(ours.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -100,6 +101,18 @@ class IterationSettings(ReadSettings):
     world_size: int | None = None
     shard_remainder: ShardRemainder = "keep"
     shuffle_buffer: int | None = None
+
+    def __post_init__(self) -> None:
+        ReadSettings.__post_init__(self)
+        for name in ("seed", "rank", "world_size", "shuffle_buffer"):
+            value = getattr(self, name)
+            if value is None and name != "seed":
+                continue
+            try:
+                number = operator.index(value)  # NumPy's overflow, and torch.load refuses a state that holds one
+            except TypeError:
+                raise TypeError(f"{name} must be an int, got {value!r}") from None
+            object.__setattr__(self, name, number)
 
     def check(self, *, enable_sharding: bool) -> None:
         """Raises ValueError for options that do not fit together."""
