@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -68,6 +69,22 @@ def test_a_lock_that_cannot_be_had_leaves_no_file_open(tmp_path: Path) -> None:
         assert path.exists()
     folder = "/proc/self/fd"
     assert str(path.resolve()) not in [os.path.realpath(f"{folder}/{name}") for name in os.listdir(folder)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
+def test_forked_workers_find_their_objects_on_a_filesystem_that_maps_no_files(
+    make_iterable: Make, fill: Fill, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    map_file = mmap.mmap
+
+    def refuse(descriptor: int, *arguments: Any, **options: Any) -> mmap.mmap:
+        if descriptor >= 0 and os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(temporary)):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return map_file(descriptor, *arguments, **options)
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    contents = fill(20)
+    assert sorted(load(make_iterable(transform=read, enable_sharding=True), "fork")) == sorted(contents)
 
 
 @pytest.mark.parametrize("kind", ["make_map", "make_iterable"])

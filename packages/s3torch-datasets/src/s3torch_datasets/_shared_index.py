@@ -129,7 +129,7 @@ class SharedIndex:
 
 def _map_existing(path: str | None) -> ObjectIndex | None:
     if path is not None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # It is not there, or its filesystem maps no files.
             return map_index(path)
     return None
 
