@@ -29,6 +29,15 @@ own = tqdm.tqdm(disable=True).get_lock()
 assert isinstance(own, tqdm.std.TqdmDefaultWriteLock) and own.mp_lock is not None, own
 """
 
+# What tqdm takes for a notebook. Where ipywidgets is missing there, `tqdm.auto` warns; where it is not, a bar in a
+# forked worker, which cannot send a widget to the browser, has the kernel log every message of it in full.
+IN_A_NOTEBOOK = """
+import sys, types
+kernel = types.SimpleNamespace(config={"IPKernelApp": {}})
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: kernel)
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("ipykernel.zmqshell")
+"""
+
 
 @pytest.mark.parametrize("progress", [True, False])
 def test_a_listing_longer_than_a_second_shows_a_bar_unless_it_is_not_wanted(
@@ -57,3 +66,20 @@ def test_a_bar_leaves_the_start_method_the_threads_and_the_lock_of_other_bars_al
     )
     assert done.returncode == 0, done.stderr
     assert ("Listing s3://" in done.stderr) == (progress == "shown")
+
+
+def test_the_bar_is_plain_text_in_a_notebook_too(fill: Fill, counting_server: CountingServer) -> None:
+    fill(3)
+    counting_server.fault(operation="ListObjectsV2", delay_seconds=1.1)
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_NOTEBOOK + LIST, f"s3://{counting_server.bucket}/data/", "shown"],
+        env=environment | counting_server.environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Listing s3://" in done.stderr
+    assert "ipywidgets" not in done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from tqdm.std import TqdmDefaultWriteLock
 
 from s3torch_datasets._place import find_rank, find_worker
