@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,9 +70,12 @@ def test_relative_links_between_pages_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-def test_the_quickstart_runs(moto_server: S3Server, bucket: str) -> None:
+@pytest.mark.parametrize("prefix", ["/quick", ""])
+def test_the_quickstart_runs_below_a_prefix_and_in_a_bucket_of_its_own(
+    moto_server: S3Server, bucket: str, prefix: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "docs/examples/quickstart.py", f"s3://{bucket}/quick", moto_server.region],
+        [sys.executable, "-W", "error", "docs/examples/quickstart.py", f"s3://{bucket}{prefix}", moto_server.region],
         cwd=ROOT,
         env=os.environ | moto_server.environment(),
         capture_output=True,
@@ -80,7 +84,7 @@ def test_the_quickstart_runs(moto_server: S3Server, bucket: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"loaded s3://{bucket}/quick/model.pt" in done.stdout
+    assert f"loaded s3://{bucket}{prefix}/model.pt" in done.stdout
 
 
 @pytest.mark.timeout(500)  # two jobs of two ranks with a worker each
@@ -110,6 +114,18 @@ def test_a_job_that_is_stopped_and_run_again_trains_on_every_object_once_an_epoc
     for epoch in ("0", "1"):
         numbers = [number for (of, _), some in seen.items() if of == epoch for number in some]
         assert sorted(numbers) == [f"{number:02}" for number in range(32)]
+
+
+@pytest.mark.parametrize(
+    "example", [path for path in EXAMPLES if path.name != "train_digits.py"], ids=lambda path: path.name
+)
+def test_an_example_without_arguments_says_which_it_takes(
+    example: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [example.name])
+    with pytest.raises(SystemExit):  # in this process, because to import Lightning takes seconds
+        runpy.run_path(str(example), run_name="__main__")
+    assert "the following arguments are required: uri, region" in capsys.readouterr().err
 
 
 def test_every_example_is_run_by_a_test() -> None:

@@ -5,11 +5,11 @@ python docs/examples/datasets.py s3://my-bucket/some/prefix eu-central-1
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
 import itertools
 import logging
-import sys
 import tarfile
 import tempfile
 import time
@@ -48,14 +48,14 @@ def decode(reader: S3Reader) -> tuple[str, int]:
 def fill(uri: str, region: str) -> None:
     """Put 40 small objects and 4 tar shards below a prefix."""
     client = S3Client(region)
-    bucket, prefix = parse_s3_uri(uri)
+    bucket, prefix = parse_s3_uri(f"{uri}/")
     for number in range(40):
-        with S3Writer(client.put_object(bucket, f"{prefix}/train/{number:03}.bin")) as writer:
+        with S3Writer(client.put_object(bucket, f"{prefix}train/{number:03}.bin")) as writer:
             writer.write(bytes([number]) * 1000)
     for shard in range(4):
         # --8<-- [start:write-tar]
         with (
-            S3Writer(client.put_object(bucket, f"{prefix}/shards/{shard:05}.tar")) as writer,
+            S3Writer(client.put_object(bucket, f"{prefix}shards/{shard:05}.tar")) as writer,
             tarfile.open(fileobj=writer, mode="w|") as tar,
         ):
             for number in range(10):
@@ -115,7 +115,7 @@ def share_among_ranks(uri: str, region: str) -> None:
 
 def choose_objects(uri: str, region: str) -> None:
     """What a dataset is made of."""
-    bucket, prefix = parse_s3_uri(uri)
+    bucket, prefix = parse_s3_uri(f"{uri}/")
 
     # --8<-- [start:objects]
     named = S3MapDataset.from_objects([f"{uri}/train/003.bin", f"{uri}/train/001.bin"], region=region)
@@ -130,7 +130,7 @@ def choose_objects(uri: str, region: str) -> None:
 
     # --8<-- [start:own]
     def every_other_object(client: S3Client) -> Any:
-        for page in client.list_objects(bucket, f"{prefix}/train/"):
+        for page in client.list_objects(bucket, f"{prefix}train/"):
             for info in page.object_info[::2]:
                 yield S3BucketKeyData(bucket, info.key, info)
 
@@ -147,7 +147,7 @@ def choose_objects(uri: str, region: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/inventory.csv"
         with open(path, "w") as file:
-            file.write(f'"{bucket}","{prefix}/train/000.bin","1000"\n"{bucket}","{prefix}/empty/","0"\n')
+            file.write(f'"{bucket}","{prefix}train/000.bin","1000"\n"{bucket}","{prefix}empty/","0"\n')
         # --8<-- [start:inventory]
         dataset = S3MapDataset.from_manifest(path, columns="Bucket, Key, Size", region=region, transform=decode)
         # --8<-- [end:inventory]
@@ -239,14 +239,14 @@ def read_shards(uri: str, region: str) -> None:
 
 def pack(uri: str, region: str) -> None:
     """Write the objects of a prefix into tar archives, in another order than that of their keys."""
-    bucket, prefix = parse_s3_uri(uri)
+    bucket, prefix = parse_s3_uri(f"{uri}/")
     # --8<-- [start:pack]
     client = S3Client(region)
     dataset = S3IterableDataset.from_prefix(f"{uri}/train/", region=region, transform=name_and_bytes, shuffle=True)
     samples = iter(dataset)
     for first in range(0, len(dataset.index), 10_000):
         with (
-            S3Writer(client.put_object(bucket, f"{prefix}/packed/{first:09}.tar")) as writer,
+            S3Writer(client.put_object(bucket, f"{prefix}packed/{first:09}.tar")) as writer,
             tarfile.open(fileobj=writer, mode="w|") as tar,
         ):
             for name, data in itertools.islice(samples, 10_000):
@@ -312,11 +312,11 @@ def choose_readers(uri: str, region: str) -> None:
     print(large[0])
 
     client = S3Client(region)
-    bucket, prefix = parse_s3_uri(uri)
-    with S3Writer(client.put_object(bucket, f"{prefix}/packed.gz")) as writer:
+    bucket, prefix = parse_s3_uri(f"{uri}/")
+    with S3Writer(client.put_object(bucket, f"{prefix}packed.gz")) as writer:
         writer.write(gzip.compress(b"unpacked"))
     # --8<-- [start:readers-one]
-    with open_reader(client, bucket, f"{prefix}/packed.gz", S3ReaderConstructor.range_based()) as reader:
+    with open_reader(client, bucket, f"{prefix}packed.gz", S3ReaderConstructor.range_based()) as reader:
         magic = reader.read(2)
     # --8<-- [end:readers-one]
     assert magic == b"\x1f\x8b"
@@ -378,4 +378,8 @@ def main(uri: str, region: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].rstrip("/"), sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("uri", help="s3://bucket/prefix to write below")
+    parser.add_argument("region", help="the bucket's region")
+    arguments = parser.parse_args()
+    main(arguments.uri.rstrip("/"), arguments.region)

@@ -5,7 +5,7 @@ python docs/examples/lightning_async.py s3://my-bucket/some/run eu-central-1
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import torch
 from lightning.pytorch import Trainer
@@ -36,4 +36,8 @@ def main(uri: str, region: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].rstrip("/"), sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("uri", help="s3://bucket/prefix to write below")
+    parser.add_argument("region", help="the bucket's region")
+    arguments = parser.parse_args()
+    main(arguments.uri.rstrip("/"), arguments.region)

@@ -5,7 +5,7 @@ python docs/examples/lightning_trainer.py s3://my-bucket/some/run eu-central-1
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import torch
 
@@ -41,13 +41,13 @@ class Line(LightningModule):
 
 
 def main(uri: str, region: str) -> None:
-    """Train for two epochs, then go on to four, as the next run of a job would."""
+    """Train for 16 steps, then go on to 32, as the next run of a job would."""
     best = ""
-    for epochs in (2, 4):
+    for steps in (16, 32):
         # --8<-- [start:trainer]
         checkpoints = ModelCheckpoint(dirpath=uri, monitor="loss", save_top_k=2, save_last=True)
         trainer = Trainer(
-            max_epochs=epochs,
+            max_steps=steps,
             callbacks=[checkpoints],
             plugins=[S3LightningCheckpoint(region=region)],
             # --8<-- [end:trainer]
@@ -60,7 +60,7 @@ def main(uri: str, region: str) -> None:
         trainer.fit(Line(), ckpt_path="last")  # starts anew when there is none
         # --8<-- [end:fit]
         best = checkpoints.best_model_path
-        print(f"epoch {trainer.current_epoch}: best is {best}")
+        print(f"step {trainer.global_step}: best is {best}")
 
     # --8<-- [start:load]
     model = Line.load_from_checkpoint(best)
@@ -69,4 +69,8 @@ def main(uri: str, region: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].rstrip("/"), sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("uri", help="s3://bucket/prefix to write below")
+    parser.add_argument("region", help="the bucket's region")
+    arguments = parser.parse_args()
+    main(arguments.uri.rstrip("/"), arguments.region)

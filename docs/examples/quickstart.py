@@ -5,7 +5,7 @@ python docs/examples/quickstart.py s3://my-bucket/some/prefix eu-central-1
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 # --8<-- [start:imports]
 import torch
@@ -31,9 +31,9 @@ def put_samples(uri: str, region: str, count: int) -> None:
     """Put objects of 64 bytes below a prefix, for the rest to read."""
     # --8<-- [start:client]
     client = S3Client(region)
-    bucket, prefix = parse_s3_uri(uri)
+    bucket, prefix = parse_s3_uri(f"{uri}/")
     for number in range(count):
-        with client.put_object(bucket, f"{prefix}/samples/{number:03}.bin") as stream:
+        with client.put_object(bucket, f"{prefix}samples/{number:03}.bin") as stream:
             stream.write(bytes([number]) * 64)
     # --8<-- [end:client]
 
@@ -62,4 +62,8 @@ def main(uri: str, region: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].rstrip("/"), sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("uri", help="s3://bucket/prefix to write below")
+    parser.add_argument("region", help="the bucket's region")
+    arguments = parser.parse_args()
+    main(arguments.uri.rstrip("/"), arguments.region)

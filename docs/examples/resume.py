@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 docs/examples/resume.py s3://my-bucket/some/prefix e
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import sys
 from typing import Any
@@ -29,9 +30,9 @@ STEPS_BETWEEN_CHECKPOINTS = 2
 def put_samples(uri: str, region: str) -> None:
     """Put objects of 64 bytes below a prefix."""
     client = S3Client(region)
-    bucket, prefix = parse_s3_uri(uri)
+    bucket, prefix = parse_s3_uri(f"{uri}/")
     for number in range(OBJECTS):
-        with client.put_object(bucket, f"{prefix}/train/{number:02}.bin") as stream:
+        with client.put_object(bucket, f"{prefix}train/{number:02}.bin") as stream:
             stream.write(bytes([number]) * 64)
 
 
@@ -122,4 +123,9 @@ def main(uri: str, region: str, last_step: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].rstrip("/"), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("uri", help="s3://bucket/prefix to write below")
+    parser.add_argument("region", help="the bucket's region")
+    parser.add_argument("last_step", type=int, nargs="?", help="stop after this step; train to the end if absent")
+    arguments = parser.parse_args()
+    main(arguments.uri.rstrip("/"), arguments.region, arguments.last_step)

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from servers import CountingServer
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_parts_of_the_guide_to_datasets_run(counting_server: CountingServer) -> None:
+@pytest.mark.parametrize("prefix", ["/guide", ""])
+def test_the_parts_of_the_guide_to_datasets_run(counting_server: CountingServer, prefix: str) -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -21,7 +24,7 @@ def test_the_parts_of_the_guide_to_datasets_run(counting_server: CountingServer)
             "-W",
             "ignore:'set_vital' is deprecated",  # torchdata calls it
             "docs/examples/datasets.py",
-            f"s3://{counting_server.bucket}/guide",
+            f"s3://{counting_server.bucket}{prefix}",
             "us-east-1",
         ],
         cwd=ROOT,
