@@ -76,8 +76,9 @@ def read_by_number(uri: str, region: str) -> None:
     # --8<-- [end:map]
 
     # --8<-- [start:concat]
-    more = S3MapDataset.from_prefix(f"{uri}/train/00", region=region, transform=decode)
-    both = S3ConcatDataset([dataset, more])
+    some = S3MapDataset.from_prefix(f"{uri}/train/00", region=region, transform=decode)
+    more = S3MapDataset.from_prefix(f"{uri}/train/01", region=region, transform=decode)
+    both = S3ConcatDataset([some, more])
     loader = DataLoader(both, batch_size=16, shuffle=True)
     # --8<-- [end:concat]
     print(len(both), len(loader))
