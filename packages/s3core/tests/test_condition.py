@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import random
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,8 +20,9 @@ from s3core import (
     S3ClientConfig,
     S3ConnectionError,
     S3Exception,
+    S3TimeoutError,
 )
-from servers import CountingServer, S3Server, free_ports
+from servers import CountingServer, Listener, S3Server
 
 MiB = 2**20
 PART = 5 * MiB
@@ -328,16 +330,54 @@ def test_an_error_tells_whether_the_write_may_have_been_made(
     assert pickle.loads(pickle.dumps(caught.value)).in_doubt == is_in_doubt
 
 
+@pytest.fixture(params=["refused", "silent", "no TLS", "no proxy", "no proxy for TLS", "no tunnel"])
+def unreached(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Where a store is to be found, and through which proxy, to which there is no connection."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            if connection.recv(65536).startswith(b"CONNECT "):
+                connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+
+    # Bound ports of which one does not listen, and the other takes no more than there are already.
+    with socket.socket() as dead, socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        for one in (dead, full):
+            one.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for one in (first, second):
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        listener = Listener(serve)
+        refused, silent = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in (dead, full))
+        yield {
+            "refused": {"endpoint": refused, "proxy": ""},
+            "silent": {"endpoint": silent, "proxy": ""},
+            "no TLS": {"endpoint": listener.url.replace("http:", "https:"), "proxy": ""},
+            "no proxy": {"endpoint": "http://store.example", "proxy": refused},
+            "no proxy for TLS": {"endpoint": "https://store.example", "proxy": refused},
+            "no tunnel": {"endpoint": "https://store.example", "proxy": listener.url},
+        }[request.param]
+        listener.close()
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda client: client.put_object("bucket", "key").close(), lambda client: client.delete_object("bucket", "key")],
     ids=["put", "delete"],
 )
-def test_a_store_that_cannot_be_reached_leaves_no_doubt_of_a_change(change: Callable[[S3Client], None]) -> None:
-    (port,) = free_ports(1)
-    config = S3ClientConfig(access_key_id="id", secret_access_key="secret", max_attempts=2)
-    client = S3Client("us-east-1", endpoint=f"http://127.0.0.1:{port}", s3client_config=config)
-    with pytest.raises(S3ConnectionError, match=r"s3://bucket/key .*Connection refused") as caught:
+def test_a_store_that_cannot_be_reached_leaves_no_doubt_of_a_change(
+    unreached: dict[str, str], change: Callable[[S3Client], None]
+) -> None:
+    config = S3ClientConfig(
+        access_key_id="id",
+        secret_access_key="secret",
+        max_attempts=2,
+        connect_timeout=0.2,
+        proxy=unreached["proxy"],
+    )
+    client = S3Client("us-east-1", endpoint=unreached["endpoint"], s3client_config=config)
+    with pytest.raises((S3ConnectionError, S3TimeoutError), match="s3://bucket/key ") as caught:
         change(client)
     assert not caught.value.in_doubt
     assert "look before you do it again" not in str(caught.value)
+    assert " at 0x" not in str(caught.value)

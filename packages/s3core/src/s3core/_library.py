@@ -72,15 +72,21 @@ class Library:
             stop: Ends it.
 
         Raises:
+            NotConnected: There was no connection, so that nothing was sent.
             OSError: No whole answer came, or one of success before the whole body was sent.
         """
         with stop.exchange(has_body=body is not None) as exchange:
             whole = None if body is None else _Body([body] if isinstance(body, bytes) else body, exchange)
-            self._now.exchange = exchange
+            now = self._now
+            now.exchange, now.is_connected = exchange, False
             try:
                 return self._urlopen(method, origin, target, headers, whole, preload_content=True)
+            except OSError as error:
+                if now.is_connected:
+                    raise
+                raise (_NotConnectedInTime if isinstance(error, TimeoutError) else NotConnected)(str(error)) from error
             finally:
-                self._now.exchange = None
+                now.exchange = None
 
     def open(self, origin: str, target: str, headers: Mapping[str, str]) -> LibraryReply:
         """Send a GET and wait for the head of the answer; see `send`."""
@@ -221,9 +227,15 @@ class LibraryReply:
 
 
 class _Now(threading.local):
-    """What the connections of a thread are used for now; urllib3 hands nothing of ours down to them."""
+    """What the connections of a thread are used for now; urllib3 hands nothing of ours down to them.
+
+    Attributes:
+        exchange: It.
+        is_connected: Whether there is a connection to send it by: through the proxy and TLS, where there are such.
+    """
 
     exchange: Exchange | None = None
+    is_connected = False
 
 
 class _Body:
@@ -316,11 +328,13 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
             self.sock.settimeout(seconds)
             if now.exchange is not None:  # While there was no connection, it could not be cut.
                 now.exchange.check()
+            now.is_connected = True
 
         def request(self, *args: Any, **kwargs: Any) -> None:
             self.is_cut = False
             if self.sock is not None:
                 self.timeout = seconds  # which urllib3 sets the socket to; so far it is that for connecting
+                now.is_connected = True
             try:
                 if now.exchange is not None:
                     now.exchange.begin(self.cut)
@@ -374,8 +388,12 @@ def _find_drop() -> Callable[[int], bool]:
     return lambda descriptor: bool(connect(descriptor, _NO_ADDRESS, len(_NO_ADDRESS)) == 0)
 
 
-class NotConnected(ConnectionError):
+class NotConnected(OSError):
     """There was no connection, so that nothing was sent."""
+
+
+class _NotConnectedInTime(NotConnected, TimeoutError):
+    """There was none in time."""
 
 
 def _translated(call: Callable[[], T]) -> T:
@@ -391,8 +409,8 @@ def _translated(call: Callable[[], T]) -> T:
         # urllib3 counts a refused connection among the timeouts.
         is_late = isinstance(error, http_errors.TimeoutError) and not isinstance(error, http_errors.NewConnectionError)
         is_late |= any(isinstance(reason, TimeoutError) for reason in error.args)  # while the body was sent
-        is_unsent = isinstance(error, http_errors.NewConnectionError)
-        raise (TimeoutError if is_late else NotConnected if is_unsent else ConnectionError)(_words(error)) from error
+        said = error.args[-1] if isinstance(error, http_errors.ConnectTimeoutError) else error
+        raise (TimeoutError if is_late else ConnectionError)(_words(said)) from error
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -405,7 +423,7 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def _words(error: BaseException) -> str:
+def _words(error: object) -> str:
     """The reason without object addresses."""
     return _OBJECT.sub("", str(error)) or type(error).__name__
 

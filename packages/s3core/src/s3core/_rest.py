@@ -277,7 +277,7 @@ class RestClient:
                 except OSError as error:
                     reason = error.strerror or str(error) or type(error).__name__
                     is_refused = CERTIFICATE_REFUSED in reason  # which no other attempt mends
-                    is_open |= not (is_refused or isinstance(error, NotConnected))
+                    is_open |= not isinstance(error, NotConnected)
                     if attempt >= attempts or is_refused:
                         make = timeout_error if isinstance(error, TimeoutError) else connection_error
                         raise make(request.operation, request.uri, reason, attempt) from error
