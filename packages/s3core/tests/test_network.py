@@ -20,7 +20,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from s3core import AccessDeniedError, S3Client, S3ClientConfig, S3ConnectionError, S3Exception, S3TimeoutError
+from s3core import (
+    AccessDeniedError,
+    ConfigError,
+    ObjectInfo,
+    S3Client,
+    S3ClientConfig,
+    S3ConnectionError,
+    S3Exception,
+    S3TimeoutError,
+)
 from servers import CountingServer, Listener, S3Server, is_seaweedfs_installed, start_seaweedfs
 from servers._tls import write_certificate
 
@@ -80,6 +89,33 @@ def test_a_certificate_of_the_environment_is_trusted(
     assert tls_server.ca_bundle is not None
     monkeypatch.setenv("AWS_CA_BUNDLE", tls_server.ca_bundle)
     use_everything(make_client(tls_server, ca_bundle=None), tls_server.create_bucket())
+
+
+@pytest.mark.parametrize("is_gone", [False, True], ids=["damaged", "gone"])
+def test_certificates_that_can_no_longer_be_read_are_named(
+    tls_server: S3Server, make_client: Callable[..., S3Client], tmp_path: Path, is_gone: bool
+) -> None:
+    assert tls_server.ca_bundle is not None
+    text, bundle = Path(tls_server.ca_bundle).read_text(), tmp_path / "bundle.pem"
+    bundle.write_text(text if is_gone else f"{text[:100]}?{text[101:]}")
+    client = make_client(tls_server, ca_bundle=str(bundle))
+    if is_gone:
+        bundle.unlink()
+    for use in (
+        lambda: client.get_object("bucket", "key").read_all(),
+        lambda: client.get_object("bucket", "key", object_info=ObjectInfo("key", 10)).read_all(),
+        lambda: client.find_object("bucket", "key"),
+        lambda: next(client.list_objects("bucket")),
+        lambda: client.put_object("bucket", "key").close(),
+    ):
+        with pytest.raises(ConfigError, match=r"certificates to trust of .*bundle\.pem"):
+            use()
+
+
+def test_a_file_without_certificates_is_refused_when_a_client_is_made(tmp_path: Path) -> None:
+    key = write_certificate(tmp_path)[1]
+    with pytest.raises(ConfigError, match=r"key\.pem.*holds no certificate in PEM form"):
+        S3Client("us-east-1", s3client_config=S3ClientConfig(unsigned=True, ca_bundle=str(key)))
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(

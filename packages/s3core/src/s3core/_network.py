@@ -42,14 +42,38 @@ class Network:
         return self._tls
 
     def new_tls(self) -> ssl.SSLContext:
-        """The same, for a library that may change it; to read the system's certificates takes 17 ms."""
+        """The same, for a library that may change it; to read the system's certificates takes 17 ms.
+
+        Raises:
+            ConfigError: There are none where the settings say.
+        """
         load("ssl")
         import ssl
 
+        bundle = self._settings.ca_bundle
         with loading:  # The first one starts OpenSSL, which no child may inherit half.
-            context = ssl.create_default_context(cafile=self._settings.ca_bundle)
+            try:
+                context = ssl.create_default_context(cafile=bundle)
+            except OSError as error:
+                raise _unreadable(bundle, error) from error
             context.set_alpn_protocols(["http/1.1"])
             return context
+
+    def authorities(self) -> bytes | None:
+        """The certificates of the settings in PEM form, for a library that says nothing of what is wrong with them.
+
+        Raises:
+            ConfigError: There are none where the settings say.
+        """
+        bundle = self._settings.ca_bundle
+        if bundle is None:
+            return None
+        self.tls()
+        try:
+            with open(bundle, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise _unreadable(bundle, error) from error
 
 
 def proxy_for(url: str, config: S3ClientConfig) -> str | None:
@@ -87,6 +111,13 @@ def proxy_for(url: str, config: S3ClientConfig) -> str | None:
             f"{PROXY_URL}; else name {host} in NO_PROXY, or set S3ClientConfig.proxy ('' for none)"
         )
     return proxy
+
+
+def _unreadable(bundle: str | None, error: OSError) -> ConfigError:
+    reason = error.strerror or error
+    return ConfigError(
+        f"the certificates to trust of {bundle!r} cannot be read ({reason}); correct the file or ca_bundle"
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -148,9 +148,9 @@ class Runtime:
         }
         if proxy is None:
             client["proxy_excludes"] = host
-        if self.settings.ca_bundle is not None:
-            with open(self.settings.ca_bundle, "rb") as file:
-                client["root_certificate"] = file.read()
+        authorities = self.network.authorities()
+        if authorities is not None:
+            client["root_certificate"] = authorities
         headers = {}
         if config.expected_bucket_owner is not None:
             headers["x-amz-expected-bucket-owner"] = config.expected_bucket_owner

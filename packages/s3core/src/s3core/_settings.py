@@ -97,7 +97,7 @@ def resolve_settings(region: str | None, endpoint: str | None, config: S3ClientC
         ca_bundle = named
     if ca_bundle is not None:
         with open(ca_bundle, "rb") as file:
-            if b"-----BEGIN " not in file.read():
+            if b"CERTIFICATE-----" not in file.read():  # A key and a request have other ends of this line.
                 raise ConfigError(f"the CA bundle {ca_bundle!r} holds no certificate in PEM form")
     surroundings = _credential_state() if _uses_credential_chain(config) else ()
     if config.proxy is None:
