@@ -441,6 +441,17 @@ def test_a_whole_object_of_unknown_length_is_an_error(
         read(stream)
 
 
+@pytest.mark.parametrize(
+    "length",
+    ["", "Content-Length: many\r\n", "Content-Length: -5\r\n", 2 * "Content-Length: 5\r\n"],
+    ids=["none", "no number", "negative", "twice"],
+)
+def test_a_head_that_does_not_tell_the_size_is_an_error(start_script: Callable[..., Script], length: str) -> None:
+    client = client_of(start_script([f'HTTP/1.1 200 OK\r\n{length}ETag: "e"\r\n\r\n'.encode()]))
+    with pytest.raises(S3Exception, match="HEAD of s3://bucket/key failed: the store did not tell the object's size"):
+        client.head_object("bucket", "key")
+
+
 def test_a_host_that_cannot_be_reached_is_named() -> None:
     config = S3ClientConfig(access_key_id="a", secret_access_key="b", max_attempts=2)
     client = S3Client("us-east-1", endpoint="http://no-such-host.invalid:8000", s3client_config=config)

@@ -15,6 +15,7 @@ from ._info import ObjectInfo
 from ._loading import load
 from ._request import Refused, Request
 from ._uri import uri_of
+from ._wire import content_length
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -84,10 +85,14 @@ def head_with_headers(
     if asks_checksum:
         headers["x-amz-checksum-mode"] = "ENABLED"
     response = runtime.rest.send(Request("HEAD", target.bucket, target.key, query=query, headers=headers))
-    size = response.headers.get("Content-Length")
+    size = content_length(response.headers)
     if size is None:
-        raise S3Exception(f"HEAD of {target.uri} failed: the store did not tell the object's size")
-    return info_of_headers(target, response.headers, int(size)), response.headers
+        said = response.headers.get("Content-Length", "")[:100]
+        raise S3Exception(
+            f"HEAD of {target.uri} failed: the store did not tell the object's size, but a length of {said!r}; "
+            "suspect a proxy"
+        )
+    return info_of_headers(target, response.headers, size), response.headers
 
 
 def info_of_headers(target: Target, headers: Any, size: int) -> ObjectInfo:
