@@ -128,6 +128,21 @@ def test_a_kms_key_that_cannot_travel_in_a_header_is_refused() -> None:
         S3ClientConfig(sse="aws:kms", sse_kms_key_id="key\r\nx-evil: 1")
 
 
+def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
+    np = pytest.importorskip("numpy")
+    whole = {"part_size": 6 * MiB, "max_attempts": 3, "max_concurrency": 4, "memory_limit": 9 * MiB}
+    others = {"throughput_target_gbps": 5, "connect_timeout": 2, "read_timeout": 8}
+    config = S3ClientConfig(
+        **{name: np.uint32(value) for name, value in whole.items()},
+        **{name: np.float32(value) for name, value in others.items()},
+    )
+    assert config == S3ClientConfig(**whole, **others)  # type: ignore[arg-type]
+    assert {type(getattr(config, name)) for name in whole} == {int}
+    assert {type(getattr(config, name)) for name in others} == {float}
+    with pytest.raises(ConfigError, match="part_size is"):
+        S3ClientConfig(part_size=np.float32(8 * MiB))
+
+
 def test_secrets_never_show() -> None:
     config = S3ClientConfig(
         access_key_id="id",

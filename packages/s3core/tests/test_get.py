@@ -16,6 +16,7 @@ from s3core import (
     NoSuchKeyError,
     ObjectChangedError,
     ObjectInfo,
+    RangeRead,
     S3Client,
     S3ConnectionError,
     S3Exception,
@@ -132,6 +133,23 @@ def test_any_sequence_of_reads_of_any_range_gives_the_slice(
         came += stream.read_all()
     assert came == expected
     assert used(client) == 0
+
+
+@pytest.mark.parametrize("kind", ["int16", "uint32", "int64"])
+def test_numbers_of_numpy_are_as_good_as_those_of_python(
+    counting_server: CountingServer, client: S3Client, kind: str
+) -> None:
+    make = getattr(pytest.importorskip("numpy"), kind)
+    bucket, start, end = counting_server.bucket, make(5), make(30_000)
+    counting_server.put("key", DATA)
+    assert client.get_object(bucket, "key", start=start, end=end).read_all() == DATA[5:30_000]
+    assert client.get_object(bucket, "key", start=start).read_all() == DATA[5:]
+    assert b"".join(map(bytes, client.get_object(bucket, "key", start=start))) == DATA[5:]
+    buffers = [bytearray(PART), bytearray(2 * PART)]
+    assert client.get_object(bucket, "key", start=start).read_into(buffers[0]) == PART
+    client.read_ranges([RangeRead(bucket, "key", start, buffers[1])])
+    assert [bytes(buffer) for buffer in buffers] == [DATA[5 : 5 + len(buffer)] for buffer in buffers]
+    assert [page.keys for page in client.list_objects(bucket, max_keys=make(3))] == [["key"]]
 
 
 def test_nothing_is_sent_before_the_first_use(counting_server: CountingServer, client: S3Client) -> None:

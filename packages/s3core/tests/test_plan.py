@@ -56,6 +56,12 @@ def test_an_unknown_size_leaves_the_part_size_as_configured() -> None:
     assert plan_part_size(8 * MiB, None) == 8 * MiB
 
 
+@pytest.mark.parametrize("kind", ["uint32", "uint64", "int32", "int64"])
+def test_a_size_of_numpy_is_as_good_as_one_of_python(kind: str) -> None:
+    size = getattr(pytest.importorskip("numpy"), kind)(2**31 - 1)
+    assert plan_part_size(8 * MiB, size) == 8 * MiB
+
+
 @pytest.mark.parametrize("size", [-1, MAX_OBJECT_SIZE + 1])
 def test_a_size_that_no_object_has_is_refused(size: int) -> None:
     with pytest.raises(ConfigError, match=f"size_hint is {size}"):

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 from ._address import is_http_url
@@ -129,15 +130,25 @@ class S3ClientConfig:
         # Small objects decide: at 30 ms each, 128 in flight carry 3,900 of them a second, 64 only 1,900.
         return max(16, min(256, round(12.8 * self.throughput_target_gbps)))
 
+    def _take_int(self, name: str, low: int, high: int, unit: str = "") -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not issubclass(type(value), Integral) or not low <= value <= high:
+            raise _refusal(name, value, f"a whole number from {low} to {high} {unit}".rstrip())
+        object.__setattr__(self, name, int(value))  # NumPy's numbers have other bounds.
+
+    def _take_number(self, name: str, unit: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not issubclass(type(value), Real) or not 0 < value < math.inf:
+            raise _refusal(name, value, f"a number of {unit} above 0")
+        object.__setattr__(self, name, float(value))
+
     def _check_transfer(self) -> None:
-        target = self.throughput_target_gbps
-        if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < math.inf:
-            raise _refusal("throughput_target_gbps", target, "a number of gigabits per second above 0")
-        _check_int("part_size", self.part_size, MIN_PART_SIZE, MAX_PART_SIZE, "bytes (5 MiB to 5 GiB, S3's own bounds)")
-        _check_int("max_attempts", self.max_attempts, 1, 100)
+        self._take_number("throughput_target_gbps", "gigabits per second")
+        self._take_int("part_size", MIN_PART_SIZE, MAX_PART_SIZE, "bytes (5 MiB to 5 GiB, S3's own bounds)")
+        self._take_int("max_attempts", 1, 100)
         if self.max_concurrency is not None:
-            _check_int("max_concurrency", self.max_concurrency, 1, 1024, "or None")
-        _check_int("memory_limit", self.memory_limit, MIN_PART_SIZE, 2**63 - 1, "bytes")
+            self._take_int("max_concurrency", 1, 1024, "or None")
+        self._take_int("memory_limit", MIN_PART_SIZE, 2**63 - 1, "bytes")
         for name in ("unsigned", "requester_pays", "sse_bucket_key_enabled"):
             _check_type(name, getattr(self, name), bool, "True or False")
         if self.force_path_style is not None:
@@ -179,9 +190,7 @@ class S3ClientConfig:
 
     def _check_network(self) -> None:
         for name in ("connect_timeout", "read_timeout"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise _refusal(name, value, "a number of seconds above 0")
+            self._take_number(name, "seconds")
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):
             raise _refusal("ca_bundle", self.ca_bundle, "the path of a PEM file that exists")
         if self.proxy is not None:
@@ -237,11 +246,6 @@ def fits_signature(name: str, value: str | None) -> bool:
 
 def _refusal(name: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(f"S3ClientConfig.{name} is {value!r}; it must be {allowed}")
-
-
-def _check_int(name: str, value: object, low: int, high: int, unit: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise _refusal(name, value, f"a whole number from {low} to {high} {unit}".rstrip())
 
 
 def _check_type(name: str, value: object, kind: type, allowed: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,14 +43,15 @@ class GetObjectStream:
         end: int | None = None,
         etag: str | None = None,
     ) -> None:
-        if start is not None and start < 0:
+        start, end = index(start or 0), None if end is None else index(end)  # NumPy's numbers have other bounds.
+        if start < 0:
             raise ValueError(f"start of {target.uri} is {start}; it must be at least 0")
-        if end is not None and end < (start or 0):
-            raise ValueError(f"end of {target.uri} is {end}, which is before its start {start or 0}")
+        if end is not None and end < start:
+            raise ValueError(f"end of {target.uri} is {end}, which is before its start {start}")
         self._runtime = runtime
         self._target = target
         self._limit = end
-        self._window = Window(runtime, target, start=start or 0, limit=end, etag=etag, hint=object_info)
+        self._window = Window(runtime, target, start=start, limit=end, etag=etag, hint=object_info)
         self._chunks = 0
 
     @property
@@ -88,6 +90,7 @@ class GetObjectStream:
 
     @window.setter
     def window(self, size: int) -> None:
+        size = index(size)
         if size < 1:
             raise ValueError(f"window of {self._target.uri} is {size}; it must be a number of bytes of at least 1")
         self._window.size = size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 from ._exceptions import S3Exception
@@ -55,13 +56,13 @@ class ListObjectStream:
         max_keys: int = 1000,
         start_after: str | None = None,
     ) -> None:
-        if isinstance(max_keys, bool) or not isinstance(max_keys, int) or max_keys < 1:
+        if isinstance(max_keys, bool) or not issubclass(type(max_keys), Integral) or max_keys < 1:
             raise ValueError(f"max_keys is {max_keys!r}; it must be a whole number of keys per page, at least 1")
         self._client = client
         self.bucket = bucket
         self.prefix = prefix
         self.delimiter = delimiter
-        self.max_keys = max_keys
+        self.max_keys = int(max_keys)
         self._start_after = start_after
         self._token: str | None = _FIRST_PAGE  # Of the next page to hand out; None behind the last.
         self._coming: _Coming | None = None

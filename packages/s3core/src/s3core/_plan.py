@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import index
 
 from ._config import GiB, KiB, MiB
 from ._exceptions import ConfigError
@@ -97,11 +98,15 @@ def plan_part_size(part_size: int, size_hint: int | None) -> int:
     """
     if size_hint is None:
         return part_size
-    if not hasattr(size_hint, "__index__") or size_hint < 0:  # NumPy's numbers are whole ones too.
+    try:
+        size = index(size_hint)  # NumPy's numbers are whole ones too; of an unsigned one there is no negative.
+    except TypeError:
+        size = -1
+    if size < 0:
         raise ConfigError(f"size_hint is {size_hint!r}; it must be a whole number of bytes of at least 0")
-    if size_hint > MAX_OBJECT_SIZE:
-        raise ConfigError(f"size_hint is {size_hint} bytes; an S3 object has at most {MAX_OBJECT_SIZE} (48.8 TiB)")
-    least = -(-size_hint // MAX_PARTS)
+    if size > MAX_OBJECT_SIZE:
+        raise ConfigError(f"size_hint is {size} bytes; an S3 object has at most {MAX_OBJECT_SIZE} (48.8 TiB)")
+    least = -(-size // MAX_PARTS)
     if least <= part_size:
         return part_size
     return -(-least // MiB) * MiB

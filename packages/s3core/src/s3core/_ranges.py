@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from ._answer import Stopped
@@ -138,16 +139,16 @@ def read_ranges(
     unfilled: dict[int, _Unfilled] = {}
 
     def jobs() -> Iterator[_ReadJob]:
-        for index, read in enumerate(reads):
-            target = _target_of(read)
+        for number, read in enumerate(reads):
+            target, start = _target_of(read), index(read.start)
             destination = Destination.of_buffer(read.buffer)
             ranges = list(split_range(0, destination.size, runtime.config.part_size))
-            unfilled[index] = _Unfilled(destination, len(ranges))
+            unfilled[number] = _Unfilled(destination, len(ranges))
             for low, high in ranges:
                 slot, etag = destination.slot(low, high), read.etag or versions.etags.get((read.bucket, read.key))
-                yield _ReadJob(index, runtime, target, read.start + low, slot, etag, versions.checker(target))
+                yield _ReadJob(number, runtime, target, start + low, slot, etag, versions.checker(target))
             if not ranges:
-                full(index)
+                full(number)
 
     def ended(job: _ReadJob, count: int) -> None:
         if progress is not None:
