@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -40,6 +42,7 @@ from s3core._request import Request
 from s3core._stop import Stop
 from servers import CountingServer, Listener, S3Server
 from servers import wait_until as wait_at_most
+from servers._tls import write_certificate
 
 MiB = 2**20
 PART = 5 * MiB
@@ -438,24 +441,27 @@ def test_a_small_object_that_waited_for_a_thread_is_not_sent_after_it_was_given_
 class SlowStore:
     """A store that takes the beginning of the first request's body, and the rest when it may; notes what came whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.has_begun, self.goes_on = threading.Event(), threading.Event()
         self.ended = threading.Event()
         self.lengths: list[int] = []
         self._listener = Listener(self._serve, receive_buffer_bytes=64 * 1024)
-        self.endpoint = self._listener.url
+        self.endpoint = self._listener.url if tls is None else self._listener.url.replace("http:", "https:")
 
     def close(self) -> None:
         self.goes_on.set()
         self._listener.close()
 
     def _serve(self, connection: socket.socket) -> None:
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True)
         with connection:
             head, _, body = connection.recv(64 * 1024).partition(b"\r\n\r\n")
             length, came = int(head.partition(b"Content-Length: ")[2].split()[0]), len(body)
             self.has_begun.set()
             self.goes_on.wait(60)
-            with suppress(ConnectionError):
+            with suppress(OSError):
                 while came < length and (data := connection.recv(2**20)):
                     came += len(data)
             if came == length:
@@ -495,6 +501,30 @@ def test_a_small_object_that_is_given_up_while_it_is_sent_never_arrives(
     slow_store.goes_on.set()
     assert slow_store.ended.wait(60)
     assert slow_store.lengths == []
+
+
+def test_an_object_that_is_given_up_while_it_is_sent_over_tls_is_over_at_once(tmp_path: Path) -> None:
+    """And not when `read_timeout` is, until when OpenSSL would try to read, without a pause."""
+    certificate, key, authority = write_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    store = SlowStore(context)
+    config = S3ClientConfig(
+        access_key_id="id", secret_access_key="hidden", ca_bundle=str(authority), read_timeout=60, max_attempts=1
+    )
+    stream = S3Client("us-east-1", endpoint=store.endpoint, s3client_config=config).put_object("bucket", "key")
+    stream.write(bytes(2**23))
+    with ThreadPoolExecutor(1) as threads:
+        closing = threads.submit(stream.close)
+        assert store.has_begun.wait(60)
+        began = time.monotonic()
+        stream.abort()
+        with pytest.raises(S3Exception, match="given up"):
+            closing.result()
+    assert time.monotonic() - began < 20
+    store.close()
+    assert store.ended.wait(60)
+    assert store.lengths == []
 
 
 def test_what_was_sent_in_vain_is_not_read_later(slow_store: SlowStore) -> None:

@@ -357,11 +357,11 @@ def _careful(kind: Any, seconds: float, now: _Now) -> Any:
         def cut(self) -> None:
             # Beneath TLS, which has a `shutdown` of its own. It may have ended by itself just now.
             with suppress(OSError, TypeError, AttributeError):
-                if drop(self.sock.fileno()):
-                    return
-                # When it is closed now, what the system has not sent yet is dropped; see `socket(7)`.
-                linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-                socket.socket.setsockopt(self.sock, socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                if not drop(self.sock.fileno()):
+                    # When it is closed now, what the system has not sent yet is dropped; see `socket(7)`.
+                    linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+                    socket.socket.setsockopt(self.sock, socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                # What was dropped is not connected, which OpenSSL would take for a reason to read again and again.
                 socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
     Careful.__name__ = kind.__name__  # which is in messages
