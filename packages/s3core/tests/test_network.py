@@ -195,6 +195,34 @@ def test_a_proxy_makes_a_tunnel_to_a_store_with_tls(
     listener.close()
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_does_not_accept_its_user_is_told(scheme: str) -> None:
+    asked: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(ConnectionError):
+            asked.append(connection.recv(65536).split()[0])
+            connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+    listener = Listener(serve)
+    config = S3ClientConfig(access_key_id="id", secret_access_key="secret", max_attempts=2, proxy=listener.url)
+    client = S3Client("us-east-1", endpoint=f"{scheme}://store.example", s3client_config=config)
+    uses: list[Callable[[], object]] = [
+        lambda: client.put_object("bucket", "key").close(),
+        lambda: client.delete_object("bucket", "key"),
+        lambda: client.head_object("bucket", "key"),
+        lambda: next(client.list_objects("bucket")),
+        lambda: client.get_object("bucket", "key", object_info=ObjectInfo("key", 2**20)).read_all(),
+        lambda: client.get_object("bucket", "key").read_all(),
+    ]
+    for use in uses:
+        with pytest.raises(S3Exception, match="the proxy does not accept the user and password; check those") as caught:
+            use()
+        assert not caught.value.in_doubt
+    assert len(asked) <= len(uses) + 1  # obstore asks twice; the others have asked once
+    listener.close()
+
+
 def test_an_endpoint_of_http_for_a_port_that_speaks_https_is_told(
     tls_server: S3Server, make_client: Callable[..., S3Client]
 ) -> None:

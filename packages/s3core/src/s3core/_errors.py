@@ -116,6 +116,7 @@ OUTDATED_KEYS_CODES = frozenset(
     }
 )
 CERTIFICATE_REFUSED = "CERTIFICATE_VERIFY_FAILED"  # as OpenSSL says it
+TUNNEL_REFUSED = "Tunnel connection failed: 407"  # as `http.client` says it
 
 WRONG_REGION_CODES = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
@@ -159,6 +160,8 @@ def connection_error(operation: str, uri: str, cause: str, attempts: int) -> S3C
             f"{operation} of {uri} failed: the store's certificate is refused ({cause}); set ca_bundle to the "
             "certificates to trust, and use a name of the store that its certificate has"
         )
+    if TUNNEL_REFUSED in cause:
+        return S3ConnectionError(f"{operation} of {uri} failed: {_BY_STATUS[407][1]} ({cause})")
     return S3ConnectionError(
         f"{operation} of {uri} failed: the store cannot be reached or the connection broke, in up to {attempts} "
         f"attempts ({cause}); check the endpoint, the network and the proxy"
@@ -231,6 +234,8 @@ def parse_native(error: BaseException) -> tuple[Failure, str, str]:
     kind = _KIND.search(debug)
     if _REFUSED.search(debug):
         return Failure(), CERTIFICATE_REFUSED, ""
+    if "ProxyAuthRequired" in debug:
+        return Failure(), "Connect", TUNNEL_REFUSED
     details = list(dict.fromkeys(first or second for first, second in _OS_ERROR.findall(debug)))
     cause = ": ".join(details) or text.rpartition(" - ")[2].partition("\n")[0][:200]
     return Failure(), kind.group(1) if kind else "", cause

@@ -23,6 +23,7 @@ from ._errors import (
     OUTDATED_KEYS_CODES,
     RETRIED_CODES,
     RETRIED_STATUSES,
+    TUNNEL_REFUSED,
     WRONG_REGION_CODES,
     Failure,
     connection_error,
@@ -276,7 +277,7 @@ class RestClient:
                     failure = _failure_of(request, answer, body)
                 except OSError as error:
                     reason = error.strerror or str(error) or type(error).__name__
-                    is_refused = CERTIFICATE_REFUSED in reason  # which no other attempt mends
+                    is_refused = CERTIFICATE_REFUSED in reason or TUNNEL_REFUSED in reason  # which no attempt mends
                     is_open |= not isinstance(error, NotConnected)
                     if attempt >= attempts or is_refused:
                         make = timeout_error if isinstance(error, TimeoutError) else connection_error
