@@ -236,6 +236,28 @@ def test_an_endpoint_of_http_for_a_port_that_speaks_https_is_told(
             read()
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_an_endpoint_of_http_that_sends_on_to_https_is_told(status: int) -> None:
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(ConnectionError):
+            connection.recv(65536)
+            location = b"Location: https://store.example/\r\nContent-Length: 0\r\n\r\n"
+            connection.sendall(b"HTTP/1.1 %d Moved\r\n%s" % (status, location))
+
+    listener = Listener(serve)
+    config = S3ClientConfig(access_key_id="id", secret_access_key="secret", max_attempts=1)
+    client = S3Client("us-east-1", endpoint=listener.url, s3client_config=config)
+    for use in (
+        lambda: client.put_object("bucket", "key").close(),
+        lambda: client.head_object("bucket", "key"),
+        lambda: next(client.list_objects("bucket")),
+        lambda: client.get_object("bucket", "key", object_info=ObjectInfo("key", 2**20)).read_all(),
+    ):
+        with pytest.raises(ConfigError, match=rf"another endpoint \(maybe https://.*HTTP {status}"):
+            use()
+    listener.close()
+
+
 class Proxy:
     """A proxy for plain HTTP that notes what it is asked for, and sends everything to one server."""
 

@@ -68,7 +68,10 @@ _BY_CODE: dict[str, tuple[type[S3Exception], str]] = {
     "ServiceUnavailable": (ThrottledError, "the store is overloaded; lower max_concurrency or raise max_attempts"),
     "TooManyRequests": (ThrottledError, "the store throttles; lower max_concurrency"),
     "RequestTimeout": (S3TimeoutError, "the store waited too long for data; check the network"),
-    "PermanentRedirect": (ConfigError, "the bucket is at another endpoint or in another region"),
+    "PermanentRedirect": (
+        ConfigError,
+        "the bucket is at another endpoint (maybe https:// in place of http://) or in another region",
+    ),
     "AuthorizationHeaderMalformed": (ConfigError, "the request was signed for another region"),
     "IllegalLocationConstraintException": (ConfigError, "the bucket is in another region"),
     "BadDigest": (S3Exception, "the bytes that arrived are not those that were sent; try again"),
@@ -84,7 +87,7 @@ _BY_STATUS: dict[int, tuple[type[S3Exception], str]] = {
         "the store refused it; where it gives no reason, the endpoint may say http:// where the port speaks https, the "
         "session token may have expired, the region may be wrong, or the object may need its customer key",
     ),
-    301: _BY_CODE["PermanentRedirect"],
+    **dict.fromkeys((301, 302, 303, 307, 308), _BY_CODE["PermanentRedirect"]),
     401: (CredentialsError, "the store does not accept the credentials"),
     403: _BY_CODE["AccessDenied"],
     404: (
