@@ -279,7 +279,7 @@ class RestClient:
                     reason = error.strerror or str(error) or type(error).__name__
                     is_refused = CERTIFICATE_REFUSED in reason or TUNNEL_REFUSED in reason  # which no attempt mends
                     is_open |= not isinstance(error, NotConnected)
-                    if attempt >= attempts or is_refused:
+                    if (attempt >= attempts or is_refused) and not request.stop.is_set():
                         make = timeout_error if isinstance(error, TimeoutError) else connection_error
                         raise make(request.operation, request.uri, reason, attempt) from error
                 else:
