@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import pickle
 import struct
 import zipfile
 from collections import OrderedDict
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from s3core import ObjectChangedError, S3Client
 from s3torch_checkpoint import S3Checkpoint
 from s3torch_checkpoint._archive_directory import archive_members, directory_start
+from s3torch_checkpoint._archive_reader import ArchiveReader
 from s3torch_checkpoint._planned_load import NotPlannable, is_plannable, load_planned
 from s3torch_checkpoint._progress import TransferProgress
 from servers.counting import CountingServer
@@ -35,8 +38,11 @@ def archive_of(state: Any) -> bytes:
 def load(options: Options, server: CountingServer, data: bytes) -> Any:
     server.put("model.pt", data)
     client = S3Client(options["region"], endpoint=options["endpoint"], s3client_config=options["s3client_config"])
-    with TransferProgress("", None, enabled=False) as progress:
-        return load_planned(client, server.bucket, "model.pt", None, progress)
+    with (
+        TransferProgress("", None, enabled=False) as progress,
+        ArchiveReader(client, server.bucket, "model.pt", progress) as file,
+    ):
+        return load_planned(file, None)
 
 
 @given(st.lists(st.integers(0, 3000), max_size=12))
@@ -63,6 +69,57 @@ def test_a_state_of_plain_tensors_is_filled_at_once(options: Options, counting_s
     assert loaded["view"].data_ptr() == loaded["weight"][5:].data_ptr()
     assert torch.equal(loaded["parameter"], parameter)
     assert loaded["n"] == [1, (2.5, "x")]
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was loaded with all bytes at once."""
+    found = []
+
+    def note(*arguments: Any) -> Any:
+        found.append(load_planned(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr("s3torch_checkpoint._checkpoint.load_planned", note)
+    return found
+
+
+@pytest.mark.parametrize("weights_only", [True, False, None])
+def test_plain_tensors_are_filled_at_once_whatever_is_allowed(
+    options: Options, counting_server: CountingServer, planned: list[Any], weights_only: bool | None
+) -> None:
+    weight = torch.randn(MiB)
+    counting_server.put("model.pt", archive_of({"weight": weight, "epoch": 3}))
+    uri = f"s3://{counting_server.bucket}/model.pt"
+    loaded = S3Checkpoint(**options).load(uri, weights_only=weights_only)
+    assert loaded is planned[0]
+    assert torch.equal(loaded["weight"], weight)
+
+
+def test_a_short_archive_takes_one_request(
+    options: Options, counting_server: CountingServer, planned: list[Any]
+) -> None:
+    weight = torch.randn(10_000)
+    counting_server.put("model.pt", archive_of({"weight": weight}))
+    loaded = S3Checkpoint(**options).load(f"s3://{counting_server.bucket}/model.pt")
+    assert torch.equal(loaded["weight"], weight)
+    assert [request.operation for request in counting_server.requests] == ["GetObject"]
+    assert planned == []
+
+
+def test_what_needs_code_is_loaded_in_order(
+    options: Options, counting_server: CountingServer, planned: list[Any]
+) -> None:
+    weight = torch.randn(MiB)
+    state = {"weight": weight, "arguments": argparse.Namespace(lr=0.1)}
+    counting_server.put("model.pt", archive_of(state))
+    uri = f"s3://{counting_server.bucket}/model.pt"
+    loaded = S3Checkpoint(**options).load(uri, weights_only=False)
+    assert torch.equal(loaded["weight"], weight)
+    assert loaded["arguments"].lr == 0.1
+    assert planned == []
+    with pytest.raises(pickle.UnpicklingError, match="Namespace"):
+        S3Checkpoint(**options).load(uri, weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -160,19 +217,18 @@ def test_a_local_header_that_says_otherwise_is_believed(options: Options, counti
 
 
 def test_other_ways_of_loading_are_not_planned() -> None:
-    assert is_plannable(None, True)
-    assert is_plannable("cpu", True)
-    assert is_plannable(torch.device("cpu"), True)
-    assert not is_plannable(None, False)
-    assert not is_plannable("meta", True)
-    assert not is_plannable({"cuda:0": "cpu"}, True)
-    assert not is_plannable(lambda storage, location: storage, True)
+    assert is_plannable(None)
+    assert is_plannable("cpu")
+    assert is_plannable(torch.device("cpu"))
+    assert not is_plannable("meta")
+    assert not is_plannable({"cuda:0": "cpu"})
+    assert not is_plannable(lambda storage, location: storage)
 
 
 @needs_torch("torch.serialization.safe_globals")
 def test_functions_that_the_user_allows_stop_the_planning() -> None:
     with torch.serialization.safe_globals([archive_of]):
-        assert not is_plannable(None, True)
+        assert not is_plannable(None)
 
 
 def test_an_object_replaced_before_it_is_filled_is_an_error(options: Options, counting_server: CountingServer) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from s3core import AccessDeniedError, ConfigError, NoSuchKeyError, S3Exception
 from s3torch_checkpoint import S3Checkpoint
+from s3torch_checkpoint._planned_load import load_planned
 from s3torch_lightning import S3AsyncCheckpoint, S3LightningCheckpoint
 from s3torch_lightning._sharded import ShardedCheckpoint, pickled_meta
 from servers import CountingServer
@@ -55,6 +56,26 @@ def test_a_saved_checkpoint_loads_as_it_was(plugin: S3LightningCheckpoint, run_u
     loaded = plugin.load_checkpoint(f"{run_uri}/a.ckpt")
     assert loaded["epoch"] == 4
     assert torch.equal(loaded["state_dict"]["weight"], torch.ones(3, 2))
+
+
+def test_a_checkpoint_of_a_trainer_is_loaded_with_all_its_tensors_at_once(
+    pl: ModuleType, plugin: S3LightningCheckpoint, run_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+
+    def note(*arguments: Any) -> Any:
+        planned.append(load_planned(*arguments))
+        return planned[-1]
+
+    monkeypatch.setattr("s3torch_checkpoint._checkpoint.load_planned", note)
+    monkeypatch.setattr("s3torch_checkpoint._checkpoint.PLANNED_BYTES", 0)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_steps=2, plugins=[plugin], **quiet)
+    trainer.fit(importlib.import_module(f"{pl.__name__}.demos.boring_classes").BoringModel())
+    trainer.save_checkpoint(f"{run_uri}/a.ckpt")
+    loaded = plugin.load_checkpoint(f"{run_uri}/a.ckpt")
+    assert loaded is planned[0]
+    assert loaded["global_step"] == 2
 
 
 def test_a_saved_checkpoint_loads_with_plain_torch_load(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from s3core import GetObjectStream, ObjectChangedError, ObjectInfo, S3Client, S3Exception
 
 from ._archive_directory import Member, archive_members, directory_start
+from ._fetch import Piece, fetch_pieces
 from ._progress import TransferProgress
 
 KiB = 2**10
@@ -61,9 +62,9 @@ class ArchiveReader(io.RawIOBase):
         return self._info.size
 
     @property
-    def etag(self) -> str | None:
-        """ETag of the version that is read."""
-        return self._info.etag
+    def key(self) -> str:
+        """Key of the object."""
+        return self._key
 
     def members(self) -> list[Member] | None:
         """Where the archive's members lie; None when this is no archive as `torch.save` writes it."""
@@ -73,6 +74,27 @@ class ArchiveReader(io.RawIOBase):
         if start is None or not self._tail_start <= start < self.size:
             return None
         return archive_members(bytes(self._tail[start - self._tail_start :]), start)
+
+    def fetch(self, pieces: Sequence[Piece], *, window_bytes: int, alone_bytes: int) -> None:
+        """Fetch pieces of the version that is read, all at once; the file is at its start then.
+
+        Args:
+            pieces: What to fetch, and where to.
+            window_bytes: See `fetch_pieces`.
+            alone_bytes: See there.
+        """
+        self._position = 0
+        self._restart()  # What was on its way to be read next is not wanted; nothing is sent before that is.
+        fetch_pieces(
+            self._client,
+            self._bucket,
+            pieces,
+            self._progress,
+            allowance_bytes=self.size,
+            window_bytes=window_bytes,
+            alone_bytes=alone_bytes,
+            etags={} if self._info.etag is None else {self._key: self._info.etag},
+        )
 
     def readable(self) -> bool:
         """True."""

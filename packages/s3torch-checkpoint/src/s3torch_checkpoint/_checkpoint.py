@@ -18,7 +18,7 @@ from ._archive_reader import ArchiveReader
 from ._cache import cached_copy, default_cache_dir
 from ._lasting import LastingMemory
 from ._payload_size import estimate_saved_bytes
-from ._planned_load import NotPlannable, is_plannable, load_planned
+from ._planned_load import PLANNED_BYTES, NotPlannable, is_plannable, load_planned
 from ._progress import TransferProgress
 from ._upload import upload
 
@@ -124,7 +124,7 @@ class S3Checkpoint:
         self,
         s3_uri: str,
         map_location: Any = None,
-        weights_only: bool = True,
+        weights_only: bool | None = True,
         mmap: bool = False,
         *,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -140,7 +140,7 @@ class S3Checkpoint:
             s3_uri: `s3://bucket/key` of the checkpoint.
             map_location: Where to put the tensors, as for `torch.load`.
             weights_only: Allow only tensors and plain containers, as for `torch.load`; False runs code that the
-                checkpoint names.
+                checkpoint names, None is the default of the torch installed.
             mmap: Map a local copy instead of reading it.
             cache_dir: Where local copies are kept; None for `$S3TORCH_CACHE_DIR`, or the user's cache directory.
             progress: Show a progress bar on rank 0 when it takes longer than a second.
@@ -199,7 +199,7 @@ class S3Checkpoint:
         self,
         s3_uri: str,
         map_location: Any,
-        weights_only: bool,
+        weights_only: bool | None,
         mmap: bool,
         cache_dir: str | os.PathLike[str] | None,
         progress: bool,
@@ -213,17 +213,17 @@ class S3Checkpoint:
             except FileNotFoundError:  # another process has just found a newer version, and removed this copy
                 path = self._download(bucket, key, folder, progress)
                 return _load_mapped(path, map_location, weights_only)
-        if is_plannable(map_location, weights_only):
-            try:
-                with TransferProgress(f"Loading {s3_uri}", None, progress) as bar:
-                    return load_planned(self._client, bucket, key, map_location, bar)
-            except NotPlannable:
-                pass
         with (
             TransferProgress(f"Loading {s3_uri}", None, progress) as bar,
             ArchiveReader(self._client, bucket, key, bar) as file,
         ):
             bar.expect(file.size)
+            # What holds no more than `weights_only` allows is the same without it; it is soon seen whether it does.
+            if file.size > PLANNED_BYTES and is_plannable(map_location):
+                try:
+                    return load_planned(file, map_location)
+                except NotPlannable:
+                    file.seek(0)
             return torch.load(
                 file,  # type: ignore[arg-type]  # it reads and seeks, and is asked to be IO[bytes]
                 map_location=map_location,
@@ -250,7 +250,7 @@ class S3Checkpoint:
         return cached_copy(cache_dir, identity, version, info.size, download)
 
 
-def _load_mapped(path: Path, map_location: Any, weights_only: bool) -> Any:
+def _load_mapped(path: Path, map_location: Any, weights_only: bool | None) -> Any:
     """Map a local copy so that what is written to its tensors stays out of the file, which other loads take as well."""
     shared = getattr(mmap, "MAP_SHARED", None)  # not on Windows
     is_shared = shared is not None and serialization.get_default_mmap_options() == shared

@@ -10,6 +10,7 @@ and where it does not hold the caller loads as usual.
 from __future__ import annotations
 
 import ctypes
+import io
 import sys
 from bisect import bisect_right
 from collections import OrderedDict
@@ -19,16 +20,19 @@ from typing import Any
 
 import torch
 
-from s3core import S3Client, S3Exception
+from s3core import S3Exception
 
 from ._archive_directory import LOCAL_HEADER_BYTES, Member
 from ._archive_reader import ArchiveReader
-from ._fetch import Piece, fetch_pieces
+from ._fetch import Piece
 from ._fetch_plan import Want
 from ._memory import storage_buffer
-from ._progress import TransferProgress
 
+KiB = 2**10
 MiB = 2**20
+# All of a shorter archive is in the answer to the first request. Of one of 500 kB the bytes come after 104 ms so, and
+# after 177 in order (at 30 ms and 90 MB/s per connection).
+PLANNED_BYTES = 128 * KiB
 _WINDOW_BYTES = 128 * MiB
 # Shorter members share a request with their header, and with their neighbours.
 _ALONE_BYTES = 8 * MiB
@@ -50,21 +54,38 @@ class _Hole:
     length: int
 
 
-class _DeferringReader(ArchiveReader):
-    """Answers reads of storages without their bytes, and notes where these belong."""
+class _DeferringReader(io.RawIOBase):
+    """Answers reads of storages without their bytes, and notes where these belong; reads anything else.
 
-    def __init__(self, client: S3Client, bucket: str, key: str, progress: TransferProgress) -> None:
-        super().__init__(client, bucket, key, progress)
+    Args:
+        file: The archive.
+    """
+
+    def __init__(self, file: ArchiveReader) -> None:
+        super().__init__()
+        self._file = file
         self.holes: list[_Hole] = []
-        # Until the place of the storages is known, everything is read as it is.
-        self.storages: list[Member] = []
-        self._headers: list[int] = []
-        members = self.members()
-        if members is None or not self._is_native(members):
-            self.close()
+        members = file.members()
+        if members is None or not _is_native(file, members):
             raise NotPlannable
         self.storages = [member for member in members if member.is_storage]
         self._headers = [member.header for member in self.storages]
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """See `ArchiveReader`."""
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """See `ArchiveReader`."""
+        return self._file.seek(offset, whence)
 
     def readinto(self, buffer: Any, /) -> int:
         """Note a read of a storage; make up the local header before it; read anything else."""
@@ -76,7 +97,7 @@ class _DeferringReader(ArchiveReader):
             address = ctypes.addressof(ctypes.c_char.from_buffer(view))
             self.holes.append(_Hole(address, position, len(view)))
         else:  # also the search for the end of a short archive, which begins within its last storage
-            return super().readinto(buffer)
+            return self._file.readinto(buffer)
         self.seek(position + len(view))
         return len(view)
 
@@ -85,23 +106,24 @@ class _DeferringReader(ArchiveReader):
         member = self._member()
         if member is not None and self.tell() >= member.start:
             raise NotPlannable
-        return super().read(size)
+        return self._file.read(size)
 
     def _member(self) -> Member | None:
         index = bisect_right(self._headers, self.tell()) - 1
         return self.storages[index] if index >= 0 and self.tell() < self.storages[index].end else None
 
-    def _is_native(self, members: list[Member]) -> bool:
-        """Whether the storages are in this machine's byte order, so that `torch.load` leaves them as they are."""
-        for member in members:
-            if member.is_byte_order:
-                self.seek(member.header)
-                local_header = super().read(LOCAL_HEADER_BYTES)
-                self.seek(member.start)
-                order = super().read(member.end - member.start)
-                self.seek(0)
-                return member.is_told_by(local_header) and order == sys.byteorder.encode()
-        return False
+
+def _is_native(file: ArchiveReader, members: list[Member]) -> bool:
+    """Whether the storages are in this machine's byte order, so that `torch.load` leaves them as they are."""
+    for member in members:
+        if member.is_byte_order:
+            file.seek(member.header)
+            local_header = file.read(LOCAL_HEADER_BYTES)
+            file.seek(member.start)
+            order = file.read(member.end - member.start)
+            file.seek(0)
+            return member.is_told_by(local_header) and order == sys.byteorder.encode()
+    return False
 
 
 class _StoragePiece:
@@ -137,16 +159,15 @@ class _HeaderPiece:
             raise NotPlannable
 
 
-def is_plannable(map_location: Any, weights_only: bool) -> bool:
-    """Whether `torch.load` with these arguments builds a state without a look at the tensors' bytes.
+def is_plannable(map_location: Any) -> bool:
+    """Whether `torch.load` with `weights_only=True` builds a state without a look at the tensors' bytes.
 
     Args:
         map_location: As for `torch.load`; the bytes of tensors for another device are copied there at once.
-        weights_only: As for `torch.load`; any function may run when it is False.
     """
     on_cpu = map_location == "cpu" or (isinstance(map_location, torch.device) and map_location.type == "cpu")
     list_globals: Callable[[], list[Any]] | None = getattr(torch.serialization, "get_safe_globals", None)
-    if not weights_only or not (map_location is None or on_cpu) or list_globals is None:
+    if not (map_location is None or on_cpu) or list_globals is None:
         return False
     # What a user allows may do anything with the bytes.
     return all(_is_allowed_by_torch(entry[0] if isinstance(entry, tuple) else entry) for entry in list_globals())
@@ -159,62 +180,48 @@ def _is_allowed_by_torch(entry: Any) -> bool:
     return module.startswith("torch.") or module == "traceback" or is_error
 
 
-def load_planned(client: S3Client, bucket: str, key: str, map_location: Any, progress: TransferProgress) -> Any:
-    """Load an archive with parallel ranges straight into the tensors' storages.
+def load_planned(file: ArchiveReader, map_location: Any) -> Any:
+    """Load an archive of tensors and plain containers with parallel ranges straight into the tensors' storages.
 
     Args:
-        client: Client of the bucket.
-        bucket: The bucket.
-        key: The key.
+        file: The archive, at its start.
         map_location: None or the CPU.
-        progress: Counts the bytes.
 
     Returns:
         What was saved.
 
     Raises:
-        NotPlannable: It must be loaded in order instead.
+        NotPlannable: It must be loaded in order instead; the file is at any position.
         S3Exception: It could not be read to its end, or was replaced meanwhile.
     """
-    with _DeferringReader(client, bucket, key, progress) as file:
-        progress.expect(file.size)
-        try:
-            loaded = torch.load(file, map_location=map_location, weights_only=True, mmap=False)  # type: ignore[arg-type]
-        except S3Exception:
-            raise
-        except Exception as error:
-            # What looks at bytes that are not there yet may fail in any way, and the archive reader in C++ gives
-            # NotPlannable another type; an error of the archive's own comes again in the ordered read.
-            raise NotPlannable from error
-        storages = _storages(loaded)
-        addresses = sorted(storages)
-        unfilled = {address: storage.nbytes() for address, storage in storages.items()}
-        pieces: list[Piece] = [
-            _HeaderPiece(Want(key, member.header, member.header + LOCAL_HEADER_BYTES), member)
-            for member in file.storages
-        ]
-        for hole in file.holes:
-            index = bisect_right(addresses, hole.address) - 1
-            storage = storages[addresses[index]] if index >= 0 else None
-            offset = hole.address - addresses[index] if index >= 0 else 0
-            if storage is None or offset + hole.length > storage.nbytes():
-                raise NotPlannable
-            unfilled[addresses[index]] -= hole.length
-            buffer = storage_buffer(storage)[offset : offset + hole.length]
-            pieces.append(_StoragePiece(Want(key, hole.start, hole.start + hole.length), buffer))
-        if any(unfilled.values()):  # made from the bytes of another one, or read without being noted
+    deferring = _DeferringReader(file)
+    try:
+        loaded = torch.load(deferring, map_location=map_location, weights_only=True, mmap=False)  # type: ignore[arg-type]
+    except S3Exception:
+        raise
+    except Exception as error:
+        # What looks at bytes that are not there yet may fail in any way, and the archive reader in C++ gives
+        # NotPlannable another type; an error of the archive's own comes again in the ordered read.
+        raise NotPlannable from error
+    storages = _storages(loaded)
+    addresses = sorted(storages)
+    unfilled = {address: storage.nbytes() for address, storage in storages.items()}
+    pieces: list[Piece] = [
+        _HeaderPiece(Want(file.key, member.header, member.header + LOCAL_HEADER_BYTES), member)
+        for member in deferring.storages
+    ]
+    for hole in deferring.holes:
+        index = bisect_right(addresses, hole.address) - 1
+        storage = storages[addresses[index]] if index >= 0 else None
+        offset = hole.address - addresses[index] if index >= 0 else 0
+        if storage is None or offset + hole.length > storage.nbytes():
             raise NotPlannable
-        etags = {key: file.etag} if file.etag is not None else {}
-    fetch_pieces(
-        client,
-        bucket,
-        pieces,
-        progress,
-        allowance_bytes=file.size,
-        window_bytes=_WINDOW_BYTES,
-        alone_bytes=_ALONE_BYTES,
-        etags=etags,
-    )
+        unfilled[addresses[index]] -= hole.length
+        buffer = storage_buffer(storage)[offset : offset + hole.length]
+        pieces.append(_StoragePiece(Want(file.key, hole.start, hole.start + hole.length), buffer))
+    if any(unfilled.values()):  # made from the bytes of another one, or read without being noted
+        raise NotPlannable
+    file.fetch(pieces, window_bytes=_WINDOW_BYTES, alone_bytes=_ALONE_BYTES)
     return loaded
 
 

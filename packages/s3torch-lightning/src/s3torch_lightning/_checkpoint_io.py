@@ -118,8 +118,8 @@ class S3LightningCheckpoint(CheckpointIO):
         try:
             return self._settings.checkpoint.load(
                 uri,
-                map_location=_to_cpu if map_location is None else map_location,
-                weights_only=weights_only,  # type: ignore[arg-type]  # None is torch's own default
+                map_location="cpu" if map_location is None else map_location,
+                weights_only=weights_only,
                 progress=self._progress,
             )
         except NoSuchKeyError:
@@ -217,7 +217,3 @@ def default_weights_only() -> bool | None:
     load = find_library().fabric_module("utilities.cloud_io")._load
     default: bool | None = inspect.signature(load).parameters["weights_only"].default
     return default
-
-
-def _to_cpu(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
-    return storage

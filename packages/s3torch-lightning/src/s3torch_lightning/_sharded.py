@@ -162,7 +162,7 @@ class ShardedCheckpoint:
         meta = self._settings.checkpoint.load(
             f"{self.uri}/{META_NAME}",
             map_location="cpu",
-            weights_only=weights_only,  # type: ignore[arg-type]  # None is torch's own default
+            weights_only=weights_only,
             progress=False,
         )
         return meta
