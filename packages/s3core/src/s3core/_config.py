@@ -132,7 +132,7 @@ class S3ClientConfig:
 
     def _take_int(self, name: str, low: int, high: int, unit: str = "") -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not issubclass(type(value), Integral) or not low <= value <= high:
+        if not is_whole(value) or not low <= value <= high:
             raise _refusal(name, value, f"a whole number from {low} to {high} {unit}".rstrip())
         object.__setattr__(self, name, int(value))  # NumPy's numbers have other bounds.
 
@@ -246,6 +246,11 @@ def fits_signature(name: str, value: str | None) -> bool:
 
 def _refusal(name: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(f"S3ClientConfig.{name} is {value!r}; it must be {allowed}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, of Python's or of NumPy's; True and False are none."""
+    return issubclass(type(value), Integral) and not isinstance(value, bool)
 
 
 def _check_type(name: str, value: object, kind: type, allowed: str) -> None:

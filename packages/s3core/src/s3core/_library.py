@@ -5,6 +5,7 @@ It carries no more than it is given: no environment variable or config file chan
 
 from __future__ import annotations
 
+import ctypes
 import re
 import struct
 import sys
@@ -375,14 +376,8 @@ def _find_drop() -> Callable[[int], bool]:
     """
     if sys.platform != "linux":
         return lambda descriptor: False
-    try:
-        load("ctypes")
-        import ctypes
-
-        # Without giving Python's lock up: the descriptor must not become another connection's meanwhile.
-        connect = ctypes.PyDLL(None).connect
-    except (ImportError, OSError, AttributeError):  # Python was built without, or cannot load libraries.
-        return lambda descriptor: False
+    # Without giving Python's lock up: the descriptor must not become another connection's meanwhile.
+    connect = ctypes.PyDLL(None).connect
     connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
     connect.restype = ctypes.c_int
     return lambda descriptor: bool(connect(descriptor, _NO_ADDRESS, len(_NO_ADDRESS)) == 0)

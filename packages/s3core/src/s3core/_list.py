@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
+from ._config import is_whole
 from ._exceptions import S3Exception
 from ._info import ListObjectResult
 from ._outcome import Outcome
@@ -56,7 +56,7 @@ class ListObjectStream:
         max_keys: int = 1000,
         start_after: str | None = None,
     ) -> None:
-        if isinstance(max_keys, bool) or not issubclass(type(max_keys), Integral) or max_keys < 1:
+        if not is_whole(max_keys) or max_keys < 1:
             raise ValueError(f"max_keys is {max_keys!r}; it must be a whole number of keys per page, at least 1")
         self._client = client
         self.bucket = bucket
