@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planned_loads import note_planned_loads
 from s3core import ObjectChangedError, S3Client
 from s3torch_checkpoint import S3Checkpoint
 from s3torch_checkpoint._archive_directory import archive_members, directory_start
@@ -74,14 +75,7 @@ def test_a_state_of_plain_tensors_is_filled_at_once(options: Options, counting_s
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was loaded with all bytes at once."""
-    found = []
-
-    def note(*arguments: Any) -> Any:
-        found.append(load_planned(*arguments))
-        return found[-1]
-
-    monkeypatch.setattr("s3torch_checkpoint._checkpoint.load_planned", note)
-    return found
+    return note_planned_loads(monkeypatch)
 
 
 @pytest.mark.parametrize("weights_only", [True, False, None])

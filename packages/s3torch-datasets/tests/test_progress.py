@@ -39,6 +39,22 @@ sys.modules["ipykernel.zmqshell"] = types.ModuleType("ipykernel.zmqshell")
 """
 
 
+def run_listing(server: CountingServer, source: str, progress: str) -> str:
+    """Run a program that lists for more than a second, and return what it writes to standard error."""
+    server.fault(operation="ListObjectsV2", delay_seconds=1.1)
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", source, f"s3://{server.bucket}/data/", progress],
+        env=environment | server.environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 @pytest.mark.parametrize("progress", [True, False])
 def test_a_listing_longer_than_a_second_shows_a_bar_unless_it_is_not_wanted(
     make_map: Make, fill: Fill, counting_server: CountingServer, capsys: pytest.CaptureFixture[str], progress: bool
@@ -54,32 +70,12 @@ def test_a_bar_leaves_the_start_method_the_threads_and_the_lock_of_other_bars_al
     fill: Fill, counting_server: CountingServer, progress: str
 ) -> None:
     fill(3)
-    counting_server.fault(operation="ListObjectsV2", delay_seconds=1.1)
-    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
-    done = subprocess.run(
-        [sys.executable, "-c", LIST, f"s3://{counting_server.bucket}/data/", progress],
-        env=environment | counting_server.environment(),
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert ("Listing s3://" in done.stderr) == (progress == "shown")
+    shown = run_listing(counting_server, LIST, progress)
+    assert ("Listing s3://" in shown) == (progress == "shown")
 
 
 def test_the_bar_is_plain_text_in_a_notebook_too(fill: Fill, counting_server: CountingServer) -> None:
     fill(3)
-    counting_server.fault(operation="ListObjectsV2", delay_seconds=1.1)
-    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
-    done = subprocess.run(
-        [sys.executable, "-c", IN_A_NOTEBOOK + LIST, f"s3://{counting_server.bucket}/data/", "shown"],
-        env=environment | counting_server.environment(),
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Listing s3://" in done.stderr
-    assert "ipywidgets" not in done.stderr
+    shown = run_listing(counting_server, IN_A_NOTEBOOK + LIST, "shown")
+    assert "Listing s3://" in shown
+    assert "ipywidgets" not in shown

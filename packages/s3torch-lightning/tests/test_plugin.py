@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from planned_loads import note_planned_loads
 from s3core import AccessDeniedError, ConfigError, NoSuchKeyError, S3Exception
 from s3torch_checkpoint import S3Checkpoint
-from s3torch_checkpoint._planned_load import load_planned
 from s3torch_lightning import S3AsyncCheckpoint, S3LightningCheckpoint
 from s3torch_lightning._sharded import ShardedCheckpoint, pickled_meta
 from servers import CountingServer
@@ -61,13 +61,7 @@ def test_a_saved_checkpoint_loads_as_it_was(plugin: S3LightningCheckpoint, run_u
 def test_a_checkpoint_of_a_trainer_is_loaded_with_all_its_tensors_at_once(
     pl: ModuleType, plugin: S3LightningCheckpoint, run_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = []
-
-    def note(*arguments: Any) -> Any:
-        planned.append(load_planned(*arguments))
-        return planned[-1]
-
-    monkeypatch.setattr("s3torch_checkpoint._checkpoint.load_planned", note)
+    planned = note_planned_loads(monkeypatch)
     monkeypatch.setattr("s3torch_checkpoint._checkpoint.PLANNED_BYTES", 0)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(max_steps=2, plugins=[plugin], **quiet)
